@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from clusterlora.errors import BadSettings, ModelUnavailable, ServiceDown
+from clusterlora.errors import BadSettings, ModelUnavailable, ServiceDown, counted
 from clusterlora.metadata import RegisteredChampion, TrackerPage
 from clusterlora.planning.study_state import StudyState, is_busy, read_state
 from clusterlora.planning.work_plan import work_plan
@@ -35,6 +35,8 @@ class What(StrEnum):
     """Checkpoints of an adapter that is finished, or of any once every study is finished or given up."""
     HALF_WRITTEN = "half-written"
     QUARANTINED = "quarantined"
+    SPLIT = "split"
+    """Folders of adapters in shards that somebody asked for; they are made again when somebody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,9 @@ def _leftovers(states: Collection[StudyState], stores: Stores, give_up: Collecti
         for folder in folders:
             remove = unless_busy(lambda f=folder: shutil.rmtree(f, ignore_errors=True))
             yield Prunable(what, folder.name, (), _size(folder), 0, remove)
+    if split := store.split():
+        remove = unless_busy(lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in split])
+        yield Prunable(What.SPLIT, counted(len(split), "folder"), (), sum(map(_size, split)), 0, remove)
 
 
 def _size(folder: Path) -> int:

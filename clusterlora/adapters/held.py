@@ -109,7 +109,7 @@ class HeldAdapters:
         n_written = 0
         for file in sorted(set(self._shards.values())):
             own = {key for key, held_in in self._shards.items() if held_in == file}
-            for group in in_shards({key: files for key, files in open_shard(file).read_all().items() if key in own}):
+            for group in in_shards({key: self._files(key) for key in sorted(own)}):
                 n_written += 1
                 write_shard(target / f"shard-{n_written:05d}{SUFFIX}", group)
 

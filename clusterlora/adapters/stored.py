@@ -166,13 +166,18 @@ class TrackerCopies:
             folder = Path(temporary)
             if not self._stores.tracker.download(uri, folder):
                 return None
-            try:
-                if (file := shard_in(folder)) is None:
+            if (file := shard_in(folder)) is None:
+                try:
                     return weights_sha256(folder)
+                except BadData:
+                    return None
+            # One that is damaged there is damaged for all that it held.
+            self._sha256_by_shard[uri] = {}
+            try:
                 shard = open_shard(file)
                 self._sha256_by_shard[uri] = {one: shard.read(one).sha256 for one in shard.keys}
-            except BadData:
-                return None
+            except BadData as problem:
+                log.warning("%s in the tracker: %s", uri, problem)
         return self._sha256_by_shard[uri].get(key)
 
 

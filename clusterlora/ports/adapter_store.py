@@ -119,6 +119,10 @@ class AdapterStore(Protocol):
         """Return the folders of quarantined adapters."""
         ...
 
+    def split(self) -> tuple[Path, ...]:
+        """Return the folders that `path` made of adapters in shards."""
+        ...
+
     def half_written(self) -> tuple[Path, ...]:
         """Return the folders of copies and downloads that were interrupted: nobody has written to them for an hour."""
         ...

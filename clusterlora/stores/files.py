@@ -179,6 +179,9 @@ class FileAdapterStore:
     def quarantined(self) -> tuple[Path, ...]:
         return tuple(self._root / _QUARANTINE / name for name in _names(self._root / _QUARANTINE))
 
+    def split(self) -> tuple[Path, ...]:
+        return tuple(self._root / _SPLIT / name for name in _names(self._root / _SPLIT))
+
     def delete(self, key: str) -> None:
         self.drop_scratch(key)
         for quarantined in (self._root / _QUARANTINE).glob(f"{self._folder(key).name}-*"):

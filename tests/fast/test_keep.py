@@ -1,12 +1,14 @@
 """Adapters of single people are saved together, and none that was trained is lost when a training ends early."""
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clusterlora.adapters.stored import stored_folder, stored_weights
+from clusterlora.adapters.stored import TrackerCopies, stored_folder, stored_weights
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.engine import training
 from clusterlora.engine.kinds import read_weights
@@ -149,3 +151,39 @@ def test_folders_of_single_people_are_written_when_somebody_asks(study: Study, s
     assert len(list((tmp_path / "own").rglob("adapter_model.safetensors"))) == 1
     with pytest.raises(UnknownName, match="nobody called 'zoe'"):
         write_adapter_folders(study.name, tmp_path / "out", stores, persona_id="zoe")
+
+
+class _Shelf(MemoryTracker):
+    """A tracker that keeps what is uploaded, and counts how often it is asked for it."""
+
+    n_downloads = 0
+
+    @property
+    def keeps_adapters(self) -> bool:
+        return True
+
+    def download(self, uri: str, folder: Path) -> bool:
+        self.n_downloads += 1
+        run_id, _, path = uri.removeprefix("memory:/").partition("/")
+        shutil.copyfile(self.runs[run_id].uploads[path], folder / Path(path).name)
+        return True
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_shard_in_the_tracker_is_looked_at_once_for_all_that_it_holds(
+    study: Study, stores: Stores, tmp_path: Path, damaged: bool
+) -> None:
+    shelf = _Shelf()
+    tracked = replace(stores, tracker=shelf)
+    shelf.start_study(study.name, params={}, tags={}, dataset=stores.studies.dataset(study.name))
+    train(study, tracked, people(study, tracked))
+    adapters = stores.studies.adapters(study.name)
+    if damaged:
+        (run,) = (run for run in shelf.runs.values() if "training_group" in run.tags)
+        ((path, file),) = ((path, file) for path, file in run.uploads.items() if path.startswith("adapters/"))
+        cut = tmp_path / "cut"
+        cut.write_bytes(file.read_bytes()[:-1])
+        run.uploads[path] = cut
+    copies = TrackerCopies(tracked)
+    assert [copies.has(adapter) for adapter in adapters] == [not damaged] * 5
+    assert shelf.n_downloads == 1

@@ -239,3 +239,19 @@ def test_a_tuned_study_runs_on_after_its_trials_went(seven: Study, stores: Store
     assert set(stores.studies.answers("small")) == set(answers)
     # What the trials took is no longer known, so it is not said.
     assert cost_sentence(state_of(study, stores)) == ""
+
+
+@pytest.mark.whole
+def test_folders_split_off_shards_may_go_and_are_made_again(five: tuple[Study, Stores]) -> None:
+    _, stores = five
+    person = next(adapter for adapter in stores.studies.adapters("tried") if adapter.spec.is_one_of_many)
+    before = {one.name for one in prunable(stores)}
+    folder = stores.adapters.path(person.key)
+    assert folder is not None
+    assert stores.adapters.shard(person.key) is not None
+    (split,) = (one for one in prunable(stores) if one.name not in before)
+    assert (split.what, split.name) == (What.SPLIT, "1 folder")
+    assert split.bytes_here == sum(file.stat().st_size for file in folder.iterdir())
+    assert split.remove()
+    assert not folder.exists()
+    assert stores.adapters.path(person.key) == folder
