@@ -33,6 +33,14 @@ _CENTRE = """(element => {
 })"""
 
 
+_PAGE_REPLACED = ("Inspected target navigated or closed", "Execution context was destroyed.", "Cannot find context with specified id")
+"""What Chromium answers where another page has come while something was asked of the one before."""
+
+
+class PageReplaced(Exception):
+    """The page of which something was asked was left before it could answer."""
+
+
 class Tab:
     """A browser tab. Records its requests, the addresses that were answered 503, and errors and warnings of the page."""
 
@@ -54,6 +62,8 @@ class Tab:
         while True:
             message = json.loads(self._browser.recv(timeout=READY_SECONDS))
             if message.get("id") == number:
+                if message.get("error", {}).get("message") in _PAGE_REPLACED:
+                    raise PageReplaced(method)
                 assert "error" not in message, message
                 return message["result"]
             if message.get("sessionId") == self._session.get("sessionId"):
@@ -93,8 +103,11 @@ class Tab:
             time.sleep(0.05)
 
     def _holds(self, expression: str) -> bool:
-        """Return whether an expression is true. One that throws is false: elements may be missing while a page is replaced."""
-        return bool(self.value(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"))
+        """Return whether an expression is true. While a page is replaced it is not: elements may be missing, or the whole page."""
+        try:
+            return bool(self.value(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"))
+        except PageReplaced:
+            return False
 
     def click(self, element: str) -> None:
         """Click the centre of an element, once it is visible and has stopped moving."""

@@ -13,6 +13,7 @@ from clusterlora.method_settings import RetrievalSettings
 from clusterlora.ports.stores import Stores
 from clusterlora.results.report import report_data
 from clusterlora.settings import Study
+from clusterlora.stages.adapter_folders import write_adapter_folders
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.prepare import prepare_study
@@ -67,7 +68,8 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     assert {run.tags["method"] for run in runs if run.name == "unified"} == {"unified"}
     tagged_methods = {method for run in runs for method in run.tags["method"].split(", ")}
     assert {"unified", "cluster", "per_persona", "hybrid", "cluster_hybrid", "prefix", "merge", "random_cluster"} <= tagged_methods
-    assert list(stores.folder(study.name).glob("models/prefixes/prefix_0000/adapter_model.safetensors"))
+    folders = {one.folder for one in write_adapter_folders(study.name, stores.folder(study.name) / "models", stores)}
+    assert stores.folder(study.name) / "models" / "prefixes" / "prefix_0000" in folders
 
 
 @pytest.mark.whole

@@ -138,7 +138,9 @@ def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(
     assert trained["west"]
     assert not trained["east"] & trained["west"]
     # The champion was registered on east, which therefore fetched what west had trained.
-    assert set(apart["adapters"].values()) <= set(east.files("studies/.adapters"))
+    listing = "import sys, pathlib, clusterlora.stores.files as f; print(*f.FileAdapterStore(pathlib.Path(sys.argv[1])).local_keys())"
+    held = east.run([sys.executable, "-c", listing, str(east.disk / "studies" / ".adapters")], env=east.environment(**addresses))
+    assert set(apart["adapters"].values()) <= set(held.split())
     assert not east.files("studies/.adapters/.incoming")
 
     assert len(apart["answers"]) == len(alone)
