@@ -135,7 +135,7 @@ def test_another_user_can_neither_start_runs_nor_read_files(story: Story) -> Non
         done = subprocess.run(["runuser", "-u", "nobody", "--", *words], cwd="/", capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
-    before = story.home.request("flow_runs/count", {})
+    before = story.home.n_runs("study")
     addresses = story.at_the_end.addresses
     post = (
         "curl",
@@ -151,7 +151,7 @@ def test_another_user_can_neither_start_runs_nor_read_files(story: Story) -> Non
     )
     assert as_nobody(*post, f"{addresses.prefect}/api/deployments/{story.home.deployment('study')}/create_flow_run") == "401"
     assert as_nobody(*post, f"{addresses.mlflow}/api/2.0/mlflow/experiments/create") == "401"
-    assert story.home.request("flow_runs/count", {}) == before
+    assert story.home.n_runs("study") == before
     for file in (
         "stack/passwords.json",
         "stack/fork-server.sock",
@@ -199,15 +199,12 @@ TRAINING = {"request": {"study_name": "x", "group": {"name": "x", "title": "x", 
 @pytest.mark.parametrize(("flow", "parameters"), [("study", {}), ("train", TRAINING)])
 def test_a_run_that_overrides_how_it_is_started_is_refused(story: Story, flow: str, parameters: dict[str, Any]) -> None:
     """`study` is in the pool cpu, `train` in the pool gpu."""
-    deployment = story.home.deployment(flow)
-    url = f"{story.at_the_end.addresses.prefect}/api/deployments/{deployment}/create_flow_run"
-    # Other tests of the story may start runs of other deployments meanwhile.
-    of_this_one = {"deployments": {"id": {"any_": [deployment]}}}
-    before = story.home.request("flow_runs/count", of_this_one)
+    url = f"{story.at_the_end.addresses.prefect}/api/deployments/{story.home.deployment(flow)}/create_flow_run"
+    before = story.home.n_runs(flow)
     for name, value in EVIL.items():
         body = json.dumps({"parameters": parameters, "job_variables": {name: value}}).encode()
         assert status_of(url, "clusterlora", story.home.passwords()["prefect"], body=body) == 422, name
-    assert story.home.request("flow_runs/count", of_this_one) == before
+    assert story.home.n_runs(flow) == before
 
 
 @pytest.mark.parametrize("pool", ["cpu", "gpu"])
@@ -267,7 +264,7 @@ def test_a_login_link_opens_the_pages_of_both_servers_and_works_once(story: Stor
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "evil.localhost"])
 def test_a_foreign_page_cannot_start_runs_in_a_logged_in_browser(story: Story, tab: Tab, elsewhere: int, host: str) -> None:
     enter(story, tab)
-    addresses, before = story.at_the_end.addresses, story.home.request("flow_runs/count", {})
+    addresses, before = story.at_the_end.addresses, story.home.n_runs("study")
     tab.open(f"http://{host}:{elsewhere}/", until="document.title === 'elsewhere'")
     run = f"{addresses.prefect}/api/deployments/{story.home.deployment('study')}/create_flow_run"
     experiment = f"{addresses.mlflow}/api/2.0/mlflow/experiments/create"
@@ -278,7 +275,7 @@ def test_a_foreign_page_cannot_start_runs_in_a_logged_in_browser(story: Story, t
             assert answer in ("no", "opaque0"), (address, mode)
     socket = f"new Promise(done => {{ const s = new WebSocket('{addresses.prefect.replace('http', 'ws')}/api/events/out'); "
     assert tab.value(f"{socket} s.onopen = () => done('open'); s.onerror = () => done('refused') }})") == "refused"
-    assert story.home.request("flow_runs/count", {}) == before
+    assert story.home.n_runs("study") == before
     password = story.home.passwords()["mlflow"]
     name = f"{addresses.mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name="
     assert [status_of(f"{name}{one}", "clusterlora", password) for one in ("three", "chosen")] == [200, 404]
