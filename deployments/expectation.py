@@ -2,6 +2,7 @@
 
 from functools import cached_property
 
+from clusterlora.cli.child import in_child
 from clusterlora.clustering.summary import sentence
 from clusterlora.metadata import Workers
 from clusterlora.planning.study_state import read_state
@@ -35,5 +36,9 @@ class Expectation:
         n_judged = len(studies.verdicts(name))
         if n_judged not in self._told and studies.metadata(name, Workers) is not None:
             self._told.add(n_judged)
-            lines += sentences(read_state(name, self._stores))
+            lines += in_child(self._how_long)
         return tuple(lines)
+
+    def _how_long(self) -> tuple[str, ...]:
+        # With connections of its own: those of another process cannot be used.
+        return sentences(read_state(self._study_name, stores_without_tracker(self._services)))

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 Ids = tuple[int, ...]
 
+_MOST_REMEMBERED = 4_000_000
+"""Tokens that a `TextEncoder` remembers, some 50 MB of ids and texts."""
+
+_AT_ONCE = 1_000
+"""Texts that are tokenised in one call: many are faster, and what the call returns for each takes many times the memory of its ids."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -41,7 +47,7 @@ def pieces(spans: Iterable[Span], control: ControlTokens) -> Text:
 
 
 class TextEncoder:
-    """Tokenises texts and remembers what it has tokenised: prompts come again for every adapter that answers them.
+    """Tokenises texts and remembers what it has tokenised last: prompts come again for every adapter that answers them.
 
     Where they do not, as those of requests, `remember` is False: nothing that was said stays in memory.
     """
@@ -50,17 +56,29 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._remember = remember
         self._ids_by_text: dict[str, Ids] = {}
+        self._n_remembered = 0
+        # One object per number: as many as there are tokens would take four times the memory of the ids.
+        self._number: dict[int, int] = {}
         self._newline = self._tokenised(["\n"])[0]
 
     def encode(self, texts: Iterable[Text]) -> list[Ids]:
         """Return the ids of each text; tokenizers are several times faster on many at once."""
         every = list(texts)
-        if not self._remember:
-            self._ids_by_text.clear()
-        fresh = dict.fromkeys(text[0].text for text in every if _is_one_piece(text) and text[0].text not in self._ids_by_text)
-        if fresh:
-            self._ids_by_text.update(zip(fresh, self._tokenised(list(fresh)), strict=True))
-        return [self._ids_by_text[text[0].text] if _is_one_piece(text) else self._in_pieces(text) for text in every]
+        fresh = list(dict.fromkeys(text[0].text for text in every if _is_one_piece(text) and text[0].text not in self._ids_by_text))
+        for start in range(0, len(fresh), _AT_ONCE):
+            at_once = fresh[start : start + _AT_ONCE]
+            self._ids_by_text.update(zip(at_once, self._tokenised(at_once), strict=True))
+        encoded = [self._ids_by_text[text[0].text] if _is_one_piece(text) else self._in_pieces(text) for text in every]
+        self._forget(fresh)
+        return encoded
+
+    def _forget(self, fresh: Iterable[str]) -> None:
+        """Forget the texts that came first, as far as there are too many with the `fresh` ones; all of them where none is remembered."""
+        self._n_remembered += sum(len(self._ids_by_text[text]) for text in fresh)
+        most = _MOST_REMEMBERED if self._remember else 0
+        while self._n_remembered > most:
+            oldest = next(iter(self._ids_by_text))
+            self._n_remembered -= len(self._ids_by_text.pop(oldest))
 
     def _in_pieces(self, text: Text) -> Ids:
         ids: list[int] = []
@@ -85,7 +103,8 @@ class TextEncoder:
 
     def _tokenised(self, texts: list[str], *, plain: bool = False) -> list[Ids]:
         ids_of_texts = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
-        return [tuple(ids) for ids in cast("list[list[int]]", ids_of_texts)]
+        number = self._number
+        return [tuple([number.setdefault(one, one) for one in ids]) for ids in cast("list[list[int]]", ids_of_texts)]
 
 
 def _is_one_piece(text: Text) -> bool:

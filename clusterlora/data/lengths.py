@@ -1,10 +1,11 @@
 """How long a study's examples are in its base model's tokens, and the limits that hold most of them whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.data.labels import longest_label
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.summary import Distribution, TokenSummary
@@ -19,6 +20,7 @@ COVERED = 0.95
 
 _UNLIMITED = 1 << 30
 _UNKNOWN_MEMORY = 2048
+_PEOPLE_AT_ONCE = 64
 _LENGTH_STEP, _ANSWER_STEP = 32, 8
 
 
@@ -56,6 +58,11 @@ def example_lengths(
     """
     encoder = prompt_encoder(tokenizer, replace(model, max_length=_UNLIMITED))
     _, label = longest_label(data, personas, encoder)
+    starts = range(0, len(personas), _PEOPLE_AT_ONCE)
+    return [one for start in starts for one in _lengths(personas[start : start + _PEOPLE_AT_ONCE], encoder, model, label)]
+
+
+def _lengths(personas: Sequence[Persona], encoder: PromptEncoder, model: PreparedModel, label: int) -> Iterator[ExampleLength]:
     asked = [
         (turns[:i], turn.text, dialogue.split in ("train", None))
         for persona in personas
@@ -68,10 +75,8 @@ def example_lengths(
     shortest = [_without_history(turns) for turns, _, _ in asked]
     changed = [number for number, (turns, _, _) in enumerate(asked) if len(shortest[number]) < len(turns)]
     prompts = dict(zip(changed, encoder.encode_prompts([shortest[number] for number in changed]), strict=True)) if changed else {}
-    return [
-        ExampleLength(len(turn.prompt), len(prompts.get(number, turn.prompt)), len(turn.response), is_train, label)
-        for number, (turn, (_, _, is_train)) in enumerate(zip(whole, asked, strict=True))
-    ]
+    for number, (turn, (_, _, is_train)) in enumerate(zip(whole, asked, strict=True)):
+        yield ExampleLength(len(turn.prompt), len(prompts.get(number, turn.prompt)), len(turn.response), is_train, label)
 
 
 def covering(

@@ -10,6 +10,8 @@ from clusterlora.data.prompts import messages
 from clusterlora.settings import DataSettings, PreparedModel
 from clusterlora.values import Dialogue, Persona, Turn
 
+_PEOPLE_AT_ONCE = 64
+
 _Asked = tuple[Sequence[Turn], str]
 """What was said before an answer, and the answer."""
 
@@ -43,11 +45,17 @@ class PromptFit:
         Where the template wants the sides to alternate, turns of one side in a row are one turn: so they are asked, learnt and counted.
         Where answers are labels, every question must leave room for the longest.
         """
+        longest = longest_label(self._data, personas, self._encoder)
+        starts = range(0, len(personas), _PEOPLE_AT_ONCE)
+        return [fitted for start in starts for fitted in self._fit(personas[start : start + _PEOPLE_AT_ONCE], *longest)]
+
+    def _fit(self, personas: Sequence[Persona], label: str, n_label_tokens: int) -> list[list[FittedDialogue]]:
         dialogues = [[self._alternating(dialogue) for dialogue in persona.dialogues] for persona in personas]
         turns = [messages(self._settings, p, d) for p, of_persona in zip(personas, dialogues, strict=True) for d in of_persona]
         problems = [self._wrong_beginning(dialogue_turns) for dialogue_turns in turns]
         answers = [[] if problem else _answers(dialogue_turns) for dialogue_turns, problem in zip(turns, problems, strict=True)]
-        answers = self._with_longest(answers, personas)
+        if n_label_tokens:
+            answers = self._with_longest(answers, label, n_label_tokens)
         encoded = iter(self._encoder.try_turns([answer for of_dialogue in answers for answer in of_dialogue]))
         outcomes = iter(zip(problems, [[next(encoded) for _ in of_dialogue] for of_dialogue in answers], strict=True))
         fitted = [[_fitted(dialogue, *next(outcomes)) for dialogue in of_persona] for of_persona in dialogues]
@@ -60,11 +68,8 @@ class PromptFit:
     def _alternating(self, dialogue: Dialogue) -> Dialogue:
         return replace(dialogue, turns=merged(dialogue.turns)) if self._encoder.template.needs_alternation else dialogue
 
-    def _with_longest(self, answers: list[list[_Asked]], personas: Sequence[Persona]) -> list[list[_Asked]]:
+    def _with_longest(self, answers: list[list[_Asked]], label: str, n_tokens: int) -> list[list[_Asked]]:
         """Return every question with the longest answer that it is learnt or scored with."""
-        label, n_tokens = longest_label(self._data, personas, self._encoder)
-        if not n_tokens:
-            return answers
         own = sorted({text for of_dialogue in answers for _, text in of_dialogue})
         length = dict(zip(own, self._encoder.n_response_tokens(own), strict=True))
         return [[(turns, text if length[text] > n_tokens else label) for turns, text in of_dialogue] for of_dialogue in answers]

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from clusterlora.settings import PreparedStudy
-from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, TrainedAdapter, Verdict
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, Split, TrainedAdapter, Verdict
 
 T = TypeVar("T")
 
+AnswerKey = tuple[str, str, str]
+"""Composition key, persona id and item id: what a study answers once."""
 
 RowKind = Literal["personas", "dialogues", "cluster_members", "answers"]
 
@@ -180,6 +182,12 @@ class StudyStore(Protocol):
     def save_answers(self, study: str, answers: Iterable[Answer]) -> None: ...
 
     def answers(self, study: str, composition_keys: Sequence[str] | None = None) -> tuple[Answer, ...]: ...
+
+    def item_scores(
+        self, study: str, composition_keys: Sequence[str], metrics: Collection[str], split: Split | None = None
+    ) -> dict[AnswerKey, dict[str, float]]:
+        """Return what the answers of these compositions have of these metrics, without their texts; of some that is nothing."""
+        ...
 
     def duplicates(self, study: str) -> tuple["Duplicates", ...]:
         """Return the rows that the study has more than once, one value per kind of row."""

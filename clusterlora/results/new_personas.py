@@ -67,9 +67,8 @@ def _rows(state: StudyState, plan: WorkPlan, stores: Stores) -> Iterator[_Row | 
     assert clustering is not None, "people were held out before there were clusters"
     arms = plan.held_out.arms_by_persona
     keys = {composition: plan.composition_key(composition) for _, compositions in arms for composition in compositions}
-    scores = {
-        (a.composition_key, a.persona_id, a.item_id): dict(a.scores) for a in stores.studies.answers(study.name, sorted(keys.values()))
-    }
+    headline_name = study.evaluation.headline
+    scores = stores.studies.item_scores(study.name, sorted(keys.values()), {"nll", headline_name})
     personas = state.dataset.by_id()
     cluster_by_persona = clustering.cluster_by_persona()
     splits: tuple[Split, ...] = ("train", "test")
@@ -78,7 +77,7 @@ def _rows(state: StudyState, plan: WorkPlan, stores: Stores) -> Iterator[_Row | 
             for item in items(study.model, personas[persona_id], split):
                 for composition in compositions:
                     item_scores = scores.get((keys[composition], persona_id, item.id), {})
-                    headline = item_scores.get(study.evaluation.headline)
+                    headline = item_scores.get(headline_name)
                     if "nll" not in item_scores or (split == "test" and headline is None):
                         yield None
                     else:

@@ -26,6 +26,7 @@ from clusterlora.planning.trials import plan_of
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
+from clusterlora.ports.study_store import AnswerKey
 from clusterlora.progress.timing import Phase, timed
 from clusterlora.requests import EvaluationPart, EvaluationRequest
 from clusterlora.settings import Study
@@ -34,6 +35,8 @@ from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Ra
 _COMPOSITIONS_AT_ONCE = 64
 """Compositions whose factors are in memory together."""
 
+_REQUESTS_AT_ONCE = 8192
+"""Requests whose prompts are in memory together; their answers are saved before the next are asked."""
 
 _PHASE: Mapping[EvaluationPart, Phase] = {
     "probe": "probe",
@@ -279,15 +282,19 @@ class _Runner:
 
     def answer(self, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], split: Split, metrics: Sequence[str]) -> int:
         keys = {composition: plan.composition_key(composition) for _, composition in pairs}
-        answered = self._answered(keys.values(), split, metrics)
         # Requests are grouped by composition, so that a chunk has few compositions.
-        requests: dict[AdapterComposition, list[AnswerRequest]] = {composition: [] for composition in keys}
+        people: dict[AdapterComposition, list[str]] = {composition: [] for composition in keys}
         for p, composition in pairs:
-            key = keys[composition]
-            missing = [item for item in self._items(composition, self._personas[p], split) if (key, p, item.id) not in answered]
-            requests[composition] += [self._request(key, item, composition) for item in missing]
-        unanswered = [composition for composition, its_requests in requests.items() if its_requests]
-        total = sum(len(requests[composition]) for composition in unanswered)
+            people[composition].append(p)
+        answered = self._answered(keys.values(), split, metrics)
+        unanswered = [
+            (composition, p, item_ids)
+            for composition, ids in people.items()
+            for p in ids
+            for its_items in [self._items(composition, self._personas[p], split)]
+            if (item_ids := {item.id for item in its_items if (keys[composition], p, item.id) not in answered})
+        ]
+        total = sum(len(item_ids) for *_, item_ids in unanswered)
         if total == 0:
             return 0
         if self._answerer is None:
@@ -296,13 +303,18 @@ class _Runner:
             labels = label_set(self.study.data, self.state.dataset.personas)
             self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, model, train=train, labels=labels)
         self._log.phase(f"answer {split} items", total=total, unit="answers")
-        for start in range(0, len(unanswered), _COMPOSITIONS_AT_ONCE):
-            chunk = unanswered[start : start + _COMPOSITIONS_AT_ONCE]
+        requests = (
+            (composition, self._request(keys[composition], item, composition))
+            for composition, p, item_ids in unanswered
+            for item in self._items(composition, self._personas[p], split)
+            if item.id in item_ids
+        )
+        for chunk in _chunks(requests):
             weights = {
                 keys[composition]: combined_weights(composition.adapters, lambda name: stored_weights(self.stores, plan.keys[name]))
                 for composition in chunk
             }
-            in_chunk = [request for composition in chunk for request in requests[composition]]
+            in_chunk = [request for its_requests in chunk.values() for request in its_requests]
             answers = self._answerer.answer(in_chunk, weights, metrics=metrics, run_log=self._log)
             self.stores.studies.save_answers(self.study.name, answers)
         return total
@@ -315,13 +327,11 @@ class _Runner:
             self.state, self.stores, {composition: plan.composition_key(composition) for _, composition in pairs}, pairs, split, metric
         )
 
-    def _answered(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[tuple[str, str, str]]:
-        """Return (composition key, persona id, item id) of the study's answers that have all these metrics."""
-        answers = self.stores.studies.answers(self.study.name, sorted(set(keys)))
+    def _answered(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[AnswerKey]:
+        """Return the study's answers that have all these metrics."""
         needed = {name for name in metrics if not METRICS[name].pairwise}
-        return {
-            (a.composition_key, a.persona_id, a.item_id) for a in answers if a.split == split and needed <= {name for name, _ in a.scores}
-        }
+        scores = self.stores.studies.item_scores(self.study.name, sorted(set(keys)), needed, split)
+        return {key for key, of_answer in scores.items() if len(of_answer) == len(needed)}
 
     def _items(self, composition: AdapterComposition, persona: Persona, split: Split) -> tuple[Item, ...]:
         """Return a persona's items with this composition's system turn."""
@@ -344,6 +354,22 @@ class _Runner:
         return self._indices[key]
 
 
+def _chunks(
+    requests: Iterable[tuple[AdapterComposition, AnswerRequest]],
+) -> Iterator[dict[AdapterComposition, list[AnswerRequest]]]:
+    """Yield the requests by composition, as many as are asked together."""
+    chunk: dict[AdapterComposition, list[AnswerRequest]] = {}
+    n_requests = 0
+    for composition, request in requests:
+        if n_requests == _REQUESTS_AT_ONCE or (composition not in chunk and len(chunk) == _COMPOSITIONS_AT_ONCE):
+            yield chunk
+            chunk, n_requests = {}, 0
+        chunk.setdefault(composition, []).append(request)
+        n_requests += 1
+    if chunk:
+        yield chunk
+
+
 def scores_of(
     state: StudyState,
     stores: Stores,
@@ -353,13 +379,9 @@ def scores_of(
     metric: str,
 ) -> dict[tuple[str, AdapterComposition], np.ndarray]:
     """Return one metric's scores by (persona, composition), items in the order of the persona's dialogues."""
-    score_by_answer = {
-        (a.composition_key, a.persona_id, a.item_id): dict(a.scores)[metric]
-        for a in stores.studies.answers(state.name, sorted(set(keys.values())))
-        if a.split == split and metric in dict(a.scores)
-    }
+    scores = stores.studies.item_scores(state.name, sorted(set(keys.values())), {metric}, split)
     study, personas = state.settings, state.dataset.by_id()
     return {
-        (p, composition): np.array([score_by_answer[keys[composition], p, item.id] for item in items(study.model, personas[p], split)])
+        (p, composition): np.array([scores[keys[composition], p, item.id][metric] for item in items(study.model, personas[p], split)])
         for p, composition in pairs
     }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from clusterlora.stores.json_codec import from_json, to_json
@@ -54,8 +55,14 @@ def of_dialogues(study: str, dataset: Dataset) -> list[Values]:
 def dataset(personas: Iterable[Any], dialogues: Iterable[Any]) -> Dataset:
     """Return the data set of rows sorted by position."""
     dialogues_by_persona: dict[str, list[Dialogue]] = {}
+
+    # Many dialogues have the same context, and share it.
+    @lru_cache(maxsize=4096)
+    def context_of(text: str) -> tuple[tuple[str, str], ...]:
+        return from_json(tuple[tuple[str, str], ...], text)
+
     for row in dialogues:
-        turns, context = from_json(tuple[Turn, ...], row.turns), from_json(tuple[tuple[str, str], ...], row.context)
+        turns, context = from_json(tuple[Turn, ...], row.turns), context_of(row.context)
         dialogues_by_persona.setdefault(row.persona_id, []).append(Dialogue(row.id, turns, context, row.split))
     return Dataset(tuple(Persona(row.id, row.description, tuple(dialogues_by_persona.get(row.id, ()))) for row in personas))
 

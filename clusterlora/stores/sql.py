@@ -11,14 +11,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from clusterlora.errors import UnknownName
-from clusterlora.ports.study_store import DeviceUse, Duplicates
+from clusterlora.ports.study_store import AnswerKey, DeviceUse, Duplicates
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores import duplicates, forgetting, rows, schema
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.metadata_kinds import NAME_BY_KIND
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
-from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, TrainedAdapter, Verdict
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, Split, TrainedAdapter, Verdict
 
 T = TypeVar("T")
 
@@ -26,6 +26,8 @@ _ANSWERS_PER_BATCH = 2000
 
 _KEYS_PER_QUERY = 5000
 """Databases take some ten thousands of values per query; a person's own adapter is a key of its own."""
+
+_ROWS_AT_ONCE = 2000
 
 _cached_dataset: dict[str, Dataset] = {}
 """The data set read last, by its digest: every step reads it, and the data under a digest never change."""
@@ -125,8 +127,10 @@ class SqlStudyStore:
             raise UnknownName(f"study {study!r} has no data yet; prepare it first")
         if (dataset := _cached_dataset.get(digest)) is not None:
             return dataset
-        personas = self._read(study, schema.personas, order=("position",))
-        dataset = rows.dataset(personas, self._read(study, schema.dialogues, order=("position",)))
+        of_study = (_of_study(sa.select(table), study).order_by(table.c.position) for table in (schema.personas, schema.dialogues))
+        with self._reading(study) as connection:
+            personas, dialogues = (connection.execute(query).yield_per(_ROWS_AT_ONCE) for query in of_study)
+            dataset = rows.dataset(personas, dialogues)
         _cached_dataset.clear()
         _cached_dataset[digest] = dataset
         return dataset
@@ -294,6 +298,24 @@ class SqlStudyStore:
             if row.answer_id in scores_by_id:
                 scores_by_id[row.answer_id].append((row.metric, math.nan if row.value is None else row.value))
         return [rows.answer(row, scores_by_id[row.id]) for row in answer_rows]
+
+    def item_scores(
+        self, study: str, composition_keys: Sequence[str], metrics: Collection[str], split: Split | None = None
+    ) -> dict[AnswerKey, dict[str, float]]:
+        table, scores = schema.answers, schema.scores
+        joined = sa.outerjoin(table, scores, (scores.c.answer_id == table.c.id) & scores.c.metric.in_(sorted(metrics)))
+        of_item = (table.c.composition_key, table.c.persona_id, table.c.item_id)
+        query = sa.select(*of_item, scores.c.metric, scores.c.value).select_from(joined).where(table.c.study == study)
+        if split is not None:
+            query = query.where(table.c.split == split)
+        found: dict[AnswerKey, dict[str, float]] = {}
+        with self._reading(study) as connection:
+            for keys in _batches(sorted(set(composition_keys))):
+                for key, persona_id, item_id, metric, value in connection.execute(query.where(table.c.composition_key.in_(keys))):
+                    of_answer = found.setdefault((key, persona_id, item_id), {})
+                    if metric is not None:
+                        of_answer[metric] = math.nan if value is None else value
+        return found
 
     def duplicates(self, study: str) -> tuple[Duplicates, ...]:
         with self._reading(study) as connection:

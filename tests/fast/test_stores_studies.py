@@ -358,6 +358,30 @@ def test_answers_are_read_by_composition(store: StudyStore) -> None:
     assert store.answers("contract", []) == ()
 
 
+def test_scores_are_read_without_texts_by_composition_metric_and_split(store: StudyStore) -> None:
+    in_val = replace(answer("i2", stack="s0", nll=4.0), split="val")
+    answers = [
+        answer("i0", stack="s0", nll=2.0, rouge_l=0.5),
+        answer("i1", stack="s0", rouge_l=0.25),
+        answer("i0", stack="s1", nll=3.0),
+        in_val,
+    ]
+    store.save_answers("contract", [*answers, answer("i0", stack="other", nll=9.0)])
+    assert store.item_scores("contract", ["s1", "s0", "none"], {"nll"}, in_val.split) == {("s0", in_val.persona_id, "i2"): {"nll": 4.0}}
+    everything = store.item_scores("contract", ["s1", "s0"], {"nll", "rouge_l", "unknown"})
+    assert everything == {(a.composition_key, a.persona_id, a.item_id): dict(a.scores) for a in answers}
+    # What has been answered without this metric is answered all the same.
+    assert store.item_scores("contract", ["s0"], {"nll"}, "test")["s0", answers[1].persona_id, "i1"] == {}
+    assert store.item_scores("contract", [], {"nll"}) == {}
+
+
+def test_an_item_score_of_nan_is_nan(store: StudyStore) -> None:
+    store.save_answers("contract", [answer(nll=math.nan)])
+    ((only, of_answer),) = store.item_scores("contract", [answer().composition_key], {"nll"}).items()
+    assert only == (answer().composition_key, answer().persona_id, answer().item_id)
+    assert math.isnan(of_answer["nll"])
+
+
 def test_a_score_of_nan_is_stored_as_nan(store: StudyStore) -> None:
     store.save_answers("contract", [answer(nll=math.nan, text="\u00e9 100% \U0001f600 '")])
     ((name, value),) = store.answers("contract")[0].scores
