@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clusterlora.settings import Study
 
 
-_TOLD_APART = ("refusal", "tokens", "unused", "labels", "similar_labels", "number_and_text")
+_TOLD_APART = ("refusal", "tokens", "unused", "labels", "similar_labels", "number_and_text", "unread")
 """Fields of a summary that are not a line of their own each, or have words of their own."""
 _NAMES = {
     "described": "with a description",
@@ -168,6 +168,7 @@ def _with_base(study: "Study", log: "RunLog") -> "tuple[DataSummary, list[str]]"
 
 def _print_summary(summary: "DataSummary") -> None:
     """Print counts as numbers, and distributions as a sparkline with their percentiles."""
+    from clusterlora.data.load import unread_words
     from clusterlora.data.similar_ids import described
     from clusterlora.data.summary import Distribution
     from clusterlora.report.data_picture import sparkline
@@ -193,6 +194,8 @@ def _print_summary(summary: "DataSummary") -> None:
     if summary.number_and_text:
         ids = f"{described([summary.number_and_text[:_MOST_NAMED]])}: stand as a number and as a text, and are read as one person each"
         click.echo(f"{'number and text':<24} {ids}")
+    if summary.unread:
+        click.echo(f"{'not read':<24} {unread_words(summary.unread)}")
     if summary.labels:
         _print_labels(summary)
     if summary.tokens is not None:

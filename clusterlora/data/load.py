@@ -53,6 +53,8 @@ def load(settings: DataSettings, fit: PromptFit | None = None, left: Callable[[s
     if reading.number_and_text:
         shown = described([reading.number_and_text[:_MOST_NAMED]])
         log.warning("ids that stand as a number and as a text are read as one person each: %s", shown)
+    if reading.unread:
+        log.warning("not read of the rows: %s", unread_words(reading.unread))
     if fit is not None:
         reading = fitted(reading, fit, settings, problems)
     if settings.permute_seed is not None:
@@ -66,6 +68,13 @@ def load(settings: DataSettings, fit: PromptFit | None = None, left: Callable[[s
     check_labels(settings, dataset.personas, problems)
     problems.raise_any()
     return dataset
+
+
+def unread_words(names: Sequence[str]) -> str:
+    """Return the names of columns and fields that nothing reads, and what helps."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    shown = ", ".join(map(printable, names[:_MOST_NAMED]))
+    return f"{shown}{more}; data.columns maps a column to one of ours"
 
 
 def without_people(dataset: Dataset, left: Callable[[str], bool] | None) -> Dataset:

@@ -84,6 +84,21 @@ def turns(value: object, place: SourceLocation, field: str, problems: Problems) 
     return checked
 
 
+def unread_fields(value: object) -> list[str]:
+    """Return the names of what messages hold and `turns` does not read, each once: tool calls, names, weights."""
+    messages = [message for message in value if isinstance(message, dict)] if isinstance(value, list) else []
+    named = (str(name) for message in messages for name, entry in message.items() if entry is not None and name not in _read_of(message))
+    return list(dict.fromkeys(named))
+
+
+def _read_of(message: Mapping[object, object]) -> tuple[str, str]:
+    return "role", _text_field(message)
+
+
+def _text_field(message: Mapping[Any, object]) -> str:
+    return "text" if message.get("text") is not None else "content"
+
+
 def _turn(message: object, index: int, place: SourceLocation, field: str, problems: Problems) -> Turn | None:
     if not isinstance(message, dict):
         problems.add(place, field, _found(message), 'write {"role", "text"}')
@@ -93,7 +108,7 @@ def _turn(message: object, index: int, place: SourceLocation, field: str, proble
         problems.add(place, f"{field}.role", _found(message.get("role")), f"use one of {', '.join(_ROLES)}")
     elif role == "system" and index:
         problems.add(place, f"{field}.role", "a system turn in the middle", "put it first or remove it")
-    key = "text" if message.get("text") is not None else "content"
+    key = _text_field(message)
     if message.get(key) is None:
         problems.add(place, field, "has neither text nor content", 'write {"role", "text"}')
         return None

@@ -84,7 +84,8 @@ class DataSummary:
     that a later split repeats, in the splits of the input or, after splitting, in the remaining data. `beginnings` counts the dialogues
     left out because a longer one begins with all of their turns, `near_twins` the test dialogues that nearly repeat a train dialogue of
     somebody else: a leak for the methods that learn from several people. `repetitive` names the personas with the most duplicates,
-    `similar_ids` the groups of personas whose ids look alike, `number_and_text` ids that stand as a number and as a text for one person.
+    `similar_ids` the groups of personas whose ids look alike, `number_and_text` ids that stand as a number and as a text for one person,
+    `unread` the columns and fields that nothing reads.
     `refusal` is the reason why the data cannot be trained on, if there is one. For a given base model, `lose_turns` counts the dialogues
     whose oldest turns do not fit, `do_not_fit` those that it cannot be asked.
 
@@ -110,6 +111,7 @@ class DataSummary:
     repetitive: tuple[tuple[str, int], ...] = ()
     similar_ids: tuple[tuple[str, ...], ...] = ()
     number_and_text: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     refusal: str | None = None
     lose_turns: int | None = None
     do_not_fit: int | None = None

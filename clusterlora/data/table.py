@@ -4,13 +4,13 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clusterlora.data.problems import Problems, SourceLocation
-from clusterlora.data.records import SPLIT_NAMES, identifier, numbered, turns, words, words_or_number
+from clusterlora.data.records import SPLIT_NAMES, identifier, numbered, turns, unread_fields, words, words_or_number
 from clusterlora.data.rows import every_row_has_all_columns, header, known_rows, rows
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings, printable
@@ -38,21 +38,23 @@ def read_table(settings: DataSettings, problems: Problems) -> SourceData:
     """
     if settings.path is None:
         raise BadData("data.path is missing; the table source needs a .jsonl, .csv or .parquet file")
-    column_by_name = _column_names(settings)
+    table = _Table(_column_names(settings), problems, labelled=settings.task != "text")
     path = Path(settings.path)
-    people: dict[str, _Draft] = {}
+    wanted = frozenset(table.column_by_name.values())
     n_rows = 0
     memory = _Memory(path)
-    for location, row in rows(path, problems, columns=frozenset(column_by_name.values())):
+    for location, row in rows(path, problems, columns=wanted):
         n_rows += 1
         memory.add(row)
-        if n_rows == 1 and every_row_has_all_columns(path) and not _has_columns(row, path, column_by_name, problems):
-            return SourceData(Dataset(()))
-        fields = {name: row[column] for name, column in column_by_name.items() if row.get(column) is not None}
-        _add_row(fields, location, column_by_name, people, problems, labelled=settings.task != "text")
+        if n_rows == 1 and every_row_has_all_columns(path):
+            if not _has_columns(row, path, table.column_by_name, problems):
+                return SourceData(Dataset(()))
+            table.leave_out(name for name in header(path) if name not in wanted)
+        table.leave_out(name for name in row if name not in wanted)
+        table.add({name: row[column] for name, column in table.column_by_name.items() if row.get(column) is not None}, location)
     if not n_rows and not problems.count:
         problems.add(SourceLocation(path.name), "file", "has no rows", "give a file with dialogues")
-    return _source_data(people)
+    return replace(_source_data(table.people), unread=tuple(table.unread))
 
 
 class _Memory:
@@ -108,6 +110,60 @@ class _Row:
     has_messages: bool
 
 
+@dataclass(slots=True)
+class _Table:
+    """The people of the rows so far, and the names of what rows hold that nothing reads, in the order in which they are met."""
+
+    column_by_name: Mapping[str, str]
+    problems: Problems
+    labelled: bool
+    people: dict[str, _Draft] = field(default_factory=dict[str, _Draft])
+    unread: dict[str, None] = field(default_factory=dict[str, None])
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Note columns that nothing reads."""
+        self.unread.update(dict.fromkeys(names))
+
+    def add(self, row: Mapping[str, Any], location: SourceLocation) -> None:
+        """Add the dialogue of a row, by our names of its columns, to its persona, or what is wrong with it to the problems."""
+        columns, problems = self.column_by_name, self.problems
+        persona_id = identifier(row.get("persona_id"), location, columns["persona_id"], problems)
+        turns_of_row = self._turns(row, location)
+        split = _split(row.get("split"), location, columns["split"], problems)
+        raw_id = row.get("dialogue_id")
+        dialogue_id = None if raw_id is None else identifier(raw_id, location, columns["dialogue_id"], problems)
+        if persona_id is None:
+            return
+        draft = self.people.setdefault(persona_id, _Draft(location))
+        draft.id_types.add(type(row["persona_id"]))
+        _set_description(draft, row.get("persona_description"), location, columns["persona_description"], problems)
+        if turns_of_row is None or (raw_id is not None and dialogue_id is None):
+            return
+        draft.rows.append(_Row(location, dialogue_id, turns_of_row, split, "messages" in row))
+
+    def _turns(self, row: Mapping[str, Any], location: SourceLocation) -> tuple[Turn, ...] | None:
+        columns, problems = self.column_by_name, self.problems
+        if "messages" in row:
+            messages = row["messages"]
+            if isinstance(messages, str):
+                try:
+                    messages = json.loads(messages)
+                except (ValueError, RecursionError):
+                    problems.add(location, columns["messages"], "is not JSON", 'write [{"role": "user", "text": "..."}, ...]')
+                    return None
+            self.leave_out(columns[name] for name in ("prompt", "response") if name in row)
+            self.leave_out(f"{columns['messages']}.{name}" for name in unread_fields(messages))
+            return turns(messages, location, columns["messages"], problems)
+        if "prompt" not in row and "response" not in row:
+            what = f"neither {columns['messages']} nor {columns['prompt']} and {columns['response']}"
+            problems.add(location, columns["messages"], f"is missing: the row has {what}", "add a column or map yours with data.columns")
+            return None
+        prompt = words(row.get("prompt"), location, columns["prompt"], problems)
+        read = words_or_number if self.labelled else words
+        response = read(row.get("response"), location, columns["response"], problems)
+        return None if prompt is None or response is None else (Turn("user", prompt), Turn("assistant", response))
+
+
 def _column_names(settings: DataSettings) -> dict[str, str]:
     for ours, _ in settings.columns:
         if ours not in COLUMNS:
@@ -129,52 +185,6 @@ def _has_columns(row: Mapping[str, Any], path: Path, column_by_name: Mapping[str
         fix = f"add it, or map one of yours to {name} with data.columns (the file has: {has})"
         problems.add(SourceLocation(path.name), column_by_name[name], "is not a column of the file", fix)
     return not missing
-
-
-def _add_row(
-    row: Mapping[str, Any],
-    location: SourceLocation,
-    column_by_name: Mapping[str, str],
-    people: dict[str, _Draft],
-    problems: Problems,
-    *,
-    labelled: bool,
-) -> None:
-    persona_id = identifier(row.get("persona_id"), location, column_by_name["persona_id"], problems)
-    turns_of_row = _dialogue_turns(row, location, column_by_name, problems, labelled=labelled)
-    split = _split(row.get("split"), location, column_by_name["split"], problems)
-    raw_id = row.get("dialogue_id")
-    dialogue_id = None if raw_id is None else identifier(raw_id, location, column_by_name["dialogue_id"], problems)
-    if persona_id is None:
-        return
-    draft = people.setdefault(persona_id, _Draft(location))
-    draft.id_types.add(type(row["persona_id"]))
-    _set_description(draft, row.get("persona_description"), location, column_by_name["persona_description"], problems)
-    if turns_of_row is None or (raw_id is not None and dialogue_id is None):
-        return
-    draft.rows.append(_Row(location, dialogue_id, turns_of_row, split, "messages" in row))
-
-
-def _dialogue_turns(
-    row: Mapping[str, Any], location: SourceLocation, column_by_name: Mapping[str, str], problems: Problems, *, labelled: bool
-) -> tuple[Turn, ...] | None:
-    if "messages" in row:
-        messages = row["messages"]
-        if isinstance(messages, str):
-            try:
-                messages = json.loads(messages)
-            except (ValueError, RecursionError):
-                problems.add(location, column_by_name["messages"], "is not JSON", 'write [{"role": "user", "text": "..."}, ...]')
-                return None
-        return turns(messages, location, column_by_name["messages"], problems)
-    if "prompt" not in row and "response" not in row:
-        what = f"neither {column_by_name['messages']} nor {column_by_name['prompt']} and {column_by_name['response']}"
-        problems.add(location, column_by_name["messages"], f"is missing: the row has {what}", "add a column or map yours with data.columns")
-        return None
-    prompt = words(row.get("prompt"), location, column_by_name["prompt"], problems)
-    read = words_or_number if labelled else words
-    response = read(row.get("response"), location, column_by_name["response"], problems)
-    return None if prompt is None or response is None else (Turn("user", prompt), Turn("assistant", response))
 
 
 def _split(value: object, location: SourceLocation, name: str, problems: Problems) -> Split | None:

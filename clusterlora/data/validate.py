@@ -40,6 +40,7 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     alike: dict[str, Any] = {
         "similar_ids": similar_ids(persona.id for persona in reading.dataset.personas),
         "number_and_text": reading.number_and_text,
+        "unread": reading.unread,
     }
     try:
         problems.raise_any()

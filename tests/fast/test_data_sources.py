@@ -15,8 +15,9 @@ import pytest
 from clusterlora.data import SOURCES
 from clusterlora.data.lines import MAX_LINE_BYTES
 from clusterlora.data.load import load, read
-from clusterlora.data.problems import LISTED
+from clusterlora.data.problems import LISTED, Problems
 from clusterlora.data.prompts import items
+from clusterlora.data.table import read_table
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import DataSettings, PreparedModel
 from clusterlora.values import Persona, Turn
@@ -203,6 +204,48 @@ def test_columns_of_other_names_can_be_mapped(tmp_path: Path) -> None:
     renamed = [{"who": row["persona_id"], "q": row["prompt"], "a": row["response"]} for row in rows("ann", "bob")]
     mapping = (("persona_id", "who"), ("prompt", "q"), ("response", "a"))
     assert load(settings(jsonl(tmp_path / "renamed.jsonl", renamed), columns=mapping)).ids == ("ann", "bob")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_columns_and_fields_of_turns_that_nothing_reads_are_told(suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records: list[dict[str, Any]] = [
+        {
+            "persona_id": name,
+            "stars": 5,
+            "prompt": "said before",
+            "messages": json.dumps(
+                [
+                    {"role": "user", "content": f"{name} {word}", "name": "x"},
+                    {"role": "assistant", "text": f"to {name}: {word}", "content": "another", "tool_calls": None},
+                ]
+            ),
+        }
+        for name in ("ann", "bob")
+        for word in ("one", "two", "three")
+    ]
+    path = tmp_path / f"talks.{suffix}"
+    if suffix == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, records[0])
+            writer.writeheader()
+            writer.writerows(records)
+    elif suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    else:
+        jsonl(path, records)
+    problems = Problems()
+    assert set(read_table(settings(path), problems).unread) == {"stars", "prompt", "messages.name", "messages.content"}
+    assert problems.count == 0
+    load(settings(path))
+    assert "not read of the rows: stars, " in caplog.text
+    caplog.clear()
+    load(settings(jsonl(tmp_path / "plain.jsonl", rows("ann", "bob"))))
+    assert "not read" not in caplog.text
 
 
 def test_a_mapping_of_a_column_we_do_not_have_is_refused(tmp_path: Path) -> None:
