@@ -1,9 +1,10 @@
 """The decorator of every task that works on a study: it supplies the stores, a run log, the retry policy and, on request, the GPU."""
 
+import ctypes
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Concatenate, ParamSpec, TypeVar
@@ -35,6 +36,12 @@ class TaskContext:
         return PrefectRunLog(self.progress)
 
 
+def _return_freed_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory: a study may wait for its runs for hours."""
+    with suppress(AttributeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def study_task(
     run_name: str, *, progress: str = "", retry: RetryPolicy = SERVICE_AWAY, on_gpu: bool = False
 ) -> Callable[[Callable[Concatenate[TaskContext, P], R]], Task[P, R]]:
@@ -56,8 +63,11 @@ def study_task(
             arguments = signature.bind(*args, **kwargs)
             arguments.apply_defaults()
             context = TaskContext(from_environment(), progress.format(**arguments.arguments))
-            with exclusive(visible_gpu(), context.stores.home / ".locks") if on_gpu else nullcontext():
-                return function(context, *args, **kwargs)
+            try:
+                with exclusive(visible_gpu(), context.stores.home / ".locks") if on_gpu else nullcontext():
+                    return function(context, *args, **kwargs)
+            finally:
+                _return_freed_memory()
 
         # Prefect reads a task's parameters from its signature.
         run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]

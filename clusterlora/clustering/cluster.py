@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from clusterlora.clustering import ALGORITHMS, AUTO, WITHOUT_EMBEDDINGS
 from clusterlora.clustering.choice import LARGEST_K, Candidate, best, candidates
+from clusterlora.clustering.exchange_topics import exchange_topics
 from clusterlora.clustering.features import Evidence, Sources, feature_matrix, resampled
 from clusterlora.clustering.kmeans import exact_sizes, free_sizes
 from clusterlora.clustering.pieces import pieces_of
@@ -58,6 +59,7 @@ def cluster_personas(dataset: Dataset, settings: ClusteringSettings, sources: So
     k = 1 if one_cluster or not found else found.k
     labels = np.zeros(len(personas), dtype=np.int64) if k == 1 else _partition(settings, k)(features, settings.seed)
     quality = () if k == 1 else _quality(own_evidence, features, labels, _partition(settings, k), settings.seed)
+    exchange_topics.cache_clear()
     for name, value in quality:
         if name in _STABILITIES and value < UNSTABLE:
             log.warning("clusters by %s are unstable: %s is %.2f, below %.1f", algorithm, name, value, UNSTABLE)

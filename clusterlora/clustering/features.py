@@ -53,13 +53,16 @@ def feature_matrix(evidence: Evidence) -> Float[np.ndarray, "persona direction"]
     Source: principal components of shortened vectors, Locantore et al. 1999; shrinkage, Efron & Morris 1973.
     """
     pieces = pieces_of(evidence)
-    n, means = pieces.counts.astype(np.float64)[:, None], pieces.means()
-    deviations = means - means.mean(axis=0)
+    n, deviations = pieces.counts.astype(np.float64)[:, None], pieces.means()
+    # In place: with many people these are the largest arrays that there are.
+    deviations -= deviations.mean(axis=0)
     weighted = _shortened(deviations * np.sqrt(n))
-    directions = _leading_directions(weighted - weighted.mean(axis=0))
+    weighted -= weighted.mean(axis=0)
+    directions = _leading_directions(weighted)
+    del weighted
     points = deviations @ directions
     noise = _variance_within(evidence, directions) / n
-    between = np.maximum(_shortened(points).var(axis=0) - noise.mean(axis=0), 0.05 * points.var(axis=0))
+    between = np.maximum(_shortened(points.copy()).var(axis=0) - noise.mean(axis=0), 0.05 * points.var(axis=0))
     shrunk = points * np.divide(between, between + noise, out=np.ones_like(points), where=between + noise > 0)
     return _shortened(shrunk - shrunk.mean(axis=0))
 
@@ -91,9 +94,11 @@ def _leading_directions(vectors: Float[np.ndarray, "persona dim"]) -> Float[np.n
 
 
 def _shortened(vectors: Float[np.ndarray, "persona dim"]) -> Float[np.ndarray, "persona dim"]:
+    """Return the vectors, of which those that are too long were shortened in place."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     longest = _LONGEST * np.median(lengths)
-    return vectors * np.divide(longest, lengths, out=np.ones_like(lengths), where=lengths > longest)
+    np.multiply(vectors, np.divide(longest, lengths, out=np.ones_like(lengths), where=lengths > longest), out=vectors)
+    return vectors
 
 
 def _variance_within(evidence: Evidence, directions: Float[np.ndarray, "dim direction"]) -> Float[np.ndarray, " direction"]:

@@ -41,8 +41,8 @@ class CrossedPieces(Sequence[np.ndarray]):
     def means(self) -> Float[np.ndarray, "persona dim"]:
         """Return the mean of each persona's pieces."""
         of_persona = zip(self._ends[:-1], self._ends[1:], strict=True)
-        sums = np.stack([(self.left[start:end].T @ self.right[start:end]).ravel() for start, end in of_persona])
-        means = sums / self.counts[:, None]
+        means = np.stack([(self.left[start:end].T @ self.right[start:end]).ravel() for start, end in of_persona])
+        means /= self.counts[:, None]
         return means if self.matrix is None else means @ self.matrix
 
     def coordinates(self, directions: Float[np.ndarray, "dim direction"]) -> Float[np.ndarray, "piece direction"]:
