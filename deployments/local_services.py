@@ -73,7 +73,13 @@ def up(
     private_files.make_folder(service_specs.results_home())
     # A port is free until its server listens, so two homes on one machine choose their ports one after the other.
     machine_folder = private_files.make_folder(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}")
-    with services_state.locked(home), services_state.file_lock(machine_folder / "ports.lock"):
+    with (
+        services_state.locked(home, lambda: log("another command starts or stops these services; waiting for it")),
+        services_state.file_lock(
+            machine_folder / "ports.lock",
+            lambda: log("servers of another home are starting on this machine; waiting until they have their ports"),
+        ),
+    ):
         state = services_state.load(home)
         other_users = state.other_users(services_state.this_process())
         running = state.running()

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,17 +82,22 @@ def recovered(home: Path) -> ServicesState:
 
 
 @contextmanager
-def locked(home: Path) -> Generator[None]:
+def locked(home: Path, on_wait: Callable[[], None] | None = None) -> Generator[None]:
     """Hold the lock under which these services are started and stopped."""
-    with file_lock(home / _LOCK):
+    with file_lock(home / _LOCK, on_wait):
         yield
 
 
 @contextmanager
-def file_lock(path: Path) -> Generator[None]:
-    """Hold an exclusive lock between the processes of this machine."""
+def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Generator[None]:
+    """Hold an exclusive lock between the processes of this machine; `on_wait` is called before it waits for another that has it."""
     with private_files.open_append(path) as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait:
+                on_wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

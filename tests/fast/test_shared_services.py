@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,27 @@ def test_down_stops_everything_and_stopped_processes_do_not_count_as_dead(home: 
         assert local_services.dead_processes(home) == ()
         # The study finds nothing to stop.
         assert one.does("release") == ([], [])
+
+
+def test_who_waits_for_a_lock_says_so_once_and_who_does_not_says_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    waits = threading.Event()
+
+    def on_wait() -> None:
+        said.append("waits")
+        waits.set()
+
+    def wait() -> None:
+        with services_state.file_lock(tmp_path / "a.lock", on_wait):
+            said.append("goes on")
+
+    other = threading.Thread(target=wait)
+    with services_state.file_lock(tmp_path / "a.lock", lambda: said.append("first")):
+        other.start()
+        assert waits.wait(60)
+        assert said == ["waits"]
+    other.join(60)
+    assert said == ["waits", "goes on"]
 
 
 @pytest.mark.whole
