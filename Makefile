@@ -44,11 +44,11 @@ test-all:  ## every test: those, and browsers, other hosts, PostgreSQL, broken s
 	$(MAKE) test TIERS="fast or whole or all"
 
 # Other kernels add in another order, and so do two threads: what passes here because of a last digit fails on somebody's machine. These
-# are the kernels of a processor without AVX-512; processes beside this one would leave it no second thread, and where there are some all
-# the same, threads that spin for each other would take minutes for seconds.
+# are the kernels of a processor without AVX-512. Two processes with two threads each share two cores: threads that spin for each other
+# would take minutes for seconds.
 test-numeric: $(INSTALLED)  ## tests that floating-point kernels could decide, with those of an older processor
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
-	  $(BIN)/pytest -m "numeric and (fast or whole)"
+	  $(PYTEST) -m "numeric and (fast or whole)"
 
 test-rounding: $(INSTALLED)  ## those of make test with the rounding of a processor that nobody has, 20 minutes
 	$(PYTEST) -m "fast or whole" --rounding

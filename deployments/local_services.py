@@ -14,7 +14,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,15 +72,7 @@ def up(
     """
     private_files.make_folder(home)
     private_files.make_folder(service_specs.results_home())
-    # A port is free until its server listens, so two homes on one machine choose their ports one after the other.
-    machine_folder = private_files.make_folder(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}")
-    with (
-        services_state.locked(home, lambda: log("another command starts or stops these services; waiting for it")),
-        services_state.file_lock(
-            machine_folder / "ports.lock",
-            lambda: log("servers of another home are starting on this machine; waiting until they have their ports"),
-        ),
-    ):
+    with _starting(home, log):
         state = services_state.load(home)
         other_users = state.other_users(services_state.this_process())
         running = state.running()
@@ -125,6 +118,16 @@ def up(
             state.users[f"{user}, pid {os.getpid()}"] = services_state.this_process()
         state.save(home)
     return LocalServices(home, state.ports, running, tuple(started))
+
+
+@contextmanager
+def _starting(home: Path, log: Callable[[str], None]) -> Generator[None]:
+    """Hold the locks under which services are started: of the home, and of the machine, where a port is free until its server listens."""
+    machine_folder = private_files.make_folder(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}")
+    of_home = services_state.locked(home, lambda: log("another command starts or stops these services; waiting for it"))
+    ports = "servers of another home are starting on this machine; waiting until they have their ports"
+    with of_home, services_state.file_lock(machine_folder / "ports.lock", lambda: log(ports)):
+        yield
 
 
 def acquire(home: Path, user: str) -> LocalServices | None:
