@@ -107,6 +107,22 @@ def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
             right=(False, *(True for _ in sizes), True, True),
         ),
         "",
+        *_totals(studies),
+    ]
+
+
+def _totals(studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of time and memory of whole studies; nothing where these were not measured."""
+    known = [study for study in studies if "most_gb" in study]
+    if not known:
+        return []
+    rows = [(f"{study['people']:,}", f"{study['minutes']:,.1f}", f"{study['most_gb']:.2f}") for study in known]
+    return [
+        "From the command to its table, and the most memory at once of everything that runs: the command, Prefect and MLflow, workers and",
+        "runs, pages that they share counted once (`python -m benchmarks.memory`, every three seconds).",
+        "",
+        markdown_table(("people", "minutes", "most GB"), rows, right=(True, True, True)),
+        "",
     ]
 
 

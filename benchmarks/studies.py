@@ -1,7 +1,7 @@
-"""Seconds of finished studies by phase, and how they grow with people: `python -m benchmarks.studies NAME=DATABASE_URL ... --out docs`.
+"""Cost of finished studies, and how it grows with people: `python -m benchmarks.studies NAME=URL ... --memory NAME=LOG ... --out docs`.
 
-Run the studies before, one after another on a quiet machine, with the same settings but for the number of people. They replace those in
-scale.json, and scale.md is written again.
+Run the studies before, one after another on a quiet machine, with the same settings but for the number of people, each under
+`benchmarks.memory`. They replace those in scale.json, and scale.md is written again.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import peak
 from benchmarks.scale import page
 from clusterlora.durable import write_durably
 from clusterlora.metadata import Provenance
@@ -17,8 +18,8 @@ from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.stores.sql import SqlStudyStore
 
 
-def measured(name: str, url: str) -> dict[str, Any]:
-    """Return the size of a finished study, the revision that ran it, and its seconds by phase, over all of its runs."""
+def measured(name: str, url: str, memory: Path | None) -> dict[str, Any]:
+    """Return the size of a finished study, the revision that ran it, its seconds by phase over all of its runs, and its memory and time."""
     studies = SqlStudyStore(url)
     made_from = studies.metadata(name, Provenance)
     assert made_from is not None, f"study {name} was not prepared"
@@ -27,6 +28,7 @@ def measured(name: str, url: str) -> dict[str, Any]:
         "dialogues": made_from.n_dialogues,
         "revision": made_from.git_revision,
         "seconds": {phase: round(seconds, 2) for phase, seconds in seconds_by_phase(studies.seconds(name)).items()},
+        **({"most_gb": round(peak(memory)[0], 2), "minutes": round(peak(memory)[1], 1)} if memory else {}),
     }
 
 
@@ -34,12 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the studies that are named, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="+", metavar="NAME=DATABASE_URL")
+    parser.add_argument("--memory", nargs="*", default=[], metavar="NAME=LOG", help="What benchmarks.memory wrote while a study ran.")
     parser.add_argument("--out", type=Path, required=True, help="Folder of scale.json and scale.md.")
     options = parser.parse_args(argv)
     path = options.out / "scale.json"
     contents = json.loads(path.read_text(encoding="utf-8"))
     named = (one.split("=", 1) for one in options.studies)
-    contents["studies"] = sorted((measured(name, url) for name, url in named), key=lambda study: study["people"])
+    logs = {name: Path(log) for name, log in (one.split("=", 1) for one in options.memory)}
+    contents["studies"] = sorted((measured(name, url, logs.get(name)) for name, url in named), key=lambda study: study["people"])
     write_durably(path, (json.dumps(contents, indent=1) + "\n").encode())
     write_durably(options.out / "scale.md", page(contents, options.out / "benchmarks-avx2.json").encode())
 

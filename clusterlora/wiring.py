@@ -1,7 +1,9 @@
 """Composition root: creates the stores from addresses in the environment. Used by tasks and by the command line."""
 
+import ctypes
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,10 +74,35 @@ def _home(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
 
 
+def forget_what_can_be_read_again() -> None:
+    """Drop the data set and the plans that this process keeps of studies: what waits for hours for other processes needs none of them."""
+    from clusterlora.planning.trials import forget_steps
+    from clusterlora.planning.work_plan import forget_plans
+    from clusterlora.stores.sql import forget_dataset
+
+    forget_steps()
+    forget_plans()
+    forget_dataset()
+    return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory."""
+    with suppress(AttributeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def services_from_environment(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the folder of the servers of this machine, CLUSTERLORA_STACK_HOME; None where nobody says."""
     folder = environment.get("CLUSTERLORA_STACK_HOME")
     return Path(folder) if folder else None
 
 
-__all__ = ["Stores", "from_environment", "registry_from_environment", "services_from_environment"]
+__all__ = [
+    "Stores",
+    "forget_what_can_be_read_again",
+    "from_environment",
+    "registry_from_environment",
+    "return_freed_memory",
+    "services_from_environment",
+]

@@ -22,6 +22,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.settings import Study
 from clusterlora.values import Attempt
+from clusterlora.wiring import forget_what_can_be_read_again
 from tasks.retrying import RetryPolicy, is_transient
 from tasks.run_names import method_tag, study_tag
 
@@ -113,6 +114,7 @@ def run_attempt(
     """Return the attempt's run, started or found, once it completed; if it ended otherwise, record how and raise."""
     # Recorded before the run exists: a run that dies before its first line still counts, with its micro-batch.
     stores.studies.open_attempt(study.name, attempt)
+    forget_what_can_be_read_again()
     flow, pool = "train" if isinstance(request, TrainRequest) else "evaluate", study.runtime.gpu_pool
     deployment = f"{flow}/{flow}" if pool == "gpu" else f"{flow}/{flow}-{pool}"
     try:

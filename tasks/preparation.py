@@ -5,6 +5,7 @@ import os
 from prefect.artifacts import create_markdown_artifact
 
 from clusterlora.settings import Study
+from clusterlora.wiring import forget_what_can_be_read_again
 from tasks.artifacts import embedded_image
 from tasks.events import DRIFT, tell
 from tasks.run_log import artifact_key
@@ -87,6 +88,9 @@ def measure_scale(context: TaskContext, study_name: str) -> None:
     _lower_priority()
     state = read_state(study_name, context.stores)
     scale(state, context.stores, state.dataset.ids)
+    del state
+    # Both have run beside trainings, and the study's process waits for these.
+    forget_what_can_be_read_again()
 
 
 def _lower_priority() -> None:

@@ -1,10 +1,9 @@
 """The decorator of every task that works on a study: it supplies the stores, a run log, the retry policy and, on request, the GPU."""
 
-import ctypes
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Concatenate, ParamSpec, TypeVar
@@ -14,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import Task
 
 from clusterlora.ports.stores import Stores
-from clusterlora.wiring import from_environment
+from clusterlora.wiring import from_environment, return_freed_memory
 from tasks.device import exclusive, visible_gpu
 from tasks.retrying import SERVICE_AWAY, RetryPolicy
 from tasks.run_log import PrefectRunLog
@@ -34,12 +33,6 @@ class TaskContext:
     def log(self) -> PrefectRunLog:
         """The run log; it exists only inside a run of Prefect."""
         return PrefectRunLog(self.progress)
-
-
-def _return_freed_memory() -> None:
-    """Give back to the system what the C library keeps of freed memory: a study may wait for its runs for hours."""
-    with suppress(AttributeError):  # glibc's alone
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def study_task(
@@ -67,7 +60,7 @@ def study_task(
                 with exclusive(visible_gpu(), context.stores.home / ".locks") if on_gpu else nullcontext():
                     return function(context, *args, **kwargs)
             finally:
-                _return_freed_memory()
+                return_freed_memory()
 
         # Prefect reads a task's parameters from its signature.
         run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]

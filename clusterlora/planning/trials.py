@@ -72,6 +72,11 @@ def trial_step(state: StudyState, methods: Iterable[str] | None = None) -> Trial
     )
 
 
+def forget_steps() -> None:
+    """Drop the steps that this process keeps, with the data that they are of: they are planned again when they are needed."""
+    _step.cache_clear()
+
+
 @lru_cache(maxsize=16)
 def _step(
     study: PreparedStudy,

@@ -139,6 +139,11 @@ def study_view(
     )
 
 
+def forget_plans() -> None:
+    """Drop the plans that this process keeps, with the data that they are of: they are made again when they are needed."""
+    _work_plan.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _work_plan(
     study: PreparedStudy,

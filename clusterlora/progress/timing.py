@@ -48,15 +48,16 @@ class Work:
 
 
 @contextmanager
-def timed(stores: Stores, study: str, phase: Phase, part: str = "") -> Iterator[Work]:
+def timed(stores: Stores, study: str, phase: Phase, part: str = "", *, since: float | None = None) -> Iterator[Work]:
     """Record how long the block took, when it ends well; the times of a part that runs again (a relaunch, a later pass) are summed.
 
     What the device did is recorded however the block ends, for it costs the same; only a process that is killed records nothing.
 
     Args:
         part: what of the phase this is: a training group, a shard, a rung.
+        since: when the work began, by `time.monotonic`, where that was before there was a study to record it for.
     """
-    started, energy, work = time.monotonic(), joules(), Work()
+    started, energy, work = time.monotonic() if since is None else since, joules(), Work()
     try:
         yield work
     except Exception:

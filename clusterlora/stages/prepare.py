@@ -1,6 +1,7 @@
 """Read, check and split the data, then record the study. Nothing is recorded when any of it is unusable."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -47,15 +48,14 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         BadSettings: the study exists with other settings, or a model does not know the language of its data.
         ModelUnavailable: the base model is not available here.
     """
+    began = time.monotonic()
     log.phase("prepare", total=1, unit="data set")
     preferences_of_people(settings)
     study, base = as_prepared(settings, stores)
     refresh = refreshed(study, base.tokenizer, stores) if study.refresh.of else None
     dataset, fit = (refresh.dataset, refresh.fit) if refresh else fitted_dataset(study, base.tokenizer, who_left(study, stores))
-    for sentence in refresh.sentences if refresh else ():
-        log.note(sentence)
     of_dialogues = tuple(_fit_sentences(fit, study))
-    for sentence in of_dialogues:
+    for sentence in (*(refresh.sentences if refresh else ()), *of_dialogues):
         log.note(sentence)
     if sentence := leaves_the_machine(study):
         log.note(sentence)
@@ -84,7 +84,7 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         n_base_tokens=len(base.tokenizer),
     )
     stores.studies.create_study(study)
-    with timed(stores, study.name, "prepare"):
+    with timed(stores, study.name, "prepare", since=began):
         stores.studies.save_dataset(study.name, dataset)
         # Recorded after the data: save_dataset refuses data other than the study's.
         if refresh is not None:

@@ -33,6 +33,11 @@ _cached_dataset: dict[str, Dataset] = {}
 """The data set read last, by its digest: every step reads it, and the data under a digest never change."""
 
 
+def forget_dataset() -> None:
+    """Drop the data set that this process keeps: it is read again when it is needed."""
+    _cached_dataset.clear()
+
+
 class SqlStudyStore:
     """A StudyStore in a database that any number of processes and machines may write to at once."""
 

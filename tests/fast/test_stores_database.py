@@ -25,6 +25,7 @@ from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.schema import REVISION, metadata
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import AdapterComposition, AdapterSpec, Answer, Route, WeightedAdapter
+from clusterlora.wiring import forget_what_can_be_read_again
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.all)])
@@ -262,3 +263,16 @@ def test_what_the_names_of_stored_adapters_meant_is_in_fields_from_revision_0009
     adapter = SqlStudyStore(url).adapter("k")
     assert adapter is not None
     assert adapter.spec == AdapterSpec(name=name, persona_ids=persona_ids, recipe=Recipe(), **fields)
+
+
+def test_what_a_process_keeps_of_a_study_is_read_again_after_it_is_dropped(url: str) -> None:
+    store = SqlStudyStore(url)
+    store.create_study(prepared(Study(name="kept"), "float32"))
+    settings = DataSettings(train=2, val=1, test=1, personas=3, synthetic=SyntheticSettings(cluster_sizes=(2, 1), dialogues=4))
+    store.save_dataset("kept", load(settings))
+    first = store.dataset("kept")
+    assert store.dataset("kept") is first
+    forget_what_can_be_read_again()
+    again = store.dataset("kept")
+    assert again is not first
+    assert again == first
