@@ -20,6 +20,9 @@ def in_child(work: Callable[[], T]) -> T:
     if "torch" in sys.modules:
         return work()
     reading, writing = os.pipe()
+    # Else both processes would write what is waiting.
+    sys.stdout.flush()
+    sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
         os.close(reading)

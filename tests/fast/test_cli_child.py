@@ -62,3 +62,9 @@ def test_what_follows_a_study_imports_no_torch() -> None:
     code = "import sys, deployments.launch, clusterlora.cli.study; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_waits_to_be_written_is_written_once() -> None:
+    code = "from clusterlora.cli.child import in_child; print('one'); in_child(int); print('two')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "one\ntwo\n"
