@@ -66,5 +66,6 @@ def test_what_follows_a_study_imports_no_torch() -> None:
 
 def test_what_waits_to_be_written_is_written_once() -> None:
     code = "from clusterlora.cli.child import in_child; print('one'); in_child(int); print('two')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=buffered)
     assert done.stdout == "one\ntwo\n"
