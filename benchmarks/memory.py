@@ -1,6 +1,6 @@
 """Memory of a whole installation while a command runs: `python -m benchmarks.memory LOG -- clusterlora study run ...`.
 
-CLUSTERLORA_HOME has to be set: servers, workers and runs are found by it. Every three seconds a line of JSON is added to LOG: the seconds
+CLUSTERLORA_HOME has to be set: servers, workers and runs are found by it. Every three seconds a line of JSON is written to LOG: the seconds
 since the start, and the proportional set size of all these processes together, in which pages that several share, as forks do, count once.
 Linux alone.
 """
@@ -17,16 +17,16 @@ _PAUSE_SECONDS = 3.0
 _HOME = "CLUSTERLORA_HOME"
 
 
-def together_mb(home: str) -> float:
-    """Return the megabytes of all processes that were started with this home; those that end meanwhile count for nothing."""
+def together(home: str) -> int:
+    """Return the bytes of all processes that were started with this home; those that end meanwhile count for nothing."""
     mine = f"{_HOME}={home}".encode()
-    return sum(_proportional_kb(process) for process in Path("/proc").glob("[0-9]*") if _has(process, mine)) / 1000
+    return sum(_proportional(process) for process in Path("/proc").glob("[0-9]*") if _has(process, mine))
 
 
 def peak(log: Path) -> tuple[float, float]:
-    """Return (the most gigabytes at once, minutes from the first line to the last) of a log."""
+    """Return (the most gigabytes at once, minutes until the last line) of a log."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return max(line["mb"] for line in lines) / 1000, (lines[-1]["seconds"] - lines[0]["seconds"]) / 60
+    return max(line["bytes"] for line in lines) / 1e9, lines[-1]["seconds"] / 60
 
 
 def _has(process: Path, variable: bytes) -> bool:
@@ -36,12 +36,12 @@ def _has(process: Path, variable: bytes) -> bool:
         return False
 
 
-def _proportional_kb(process: Path) -> int:
+def _proportional(process: Path) -> int:
     try:
         lines = (process / "smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if _HOME not in os.environ:
         parser.error(f"{_HOME} is not set: give the installation a home of its own")
+    # As the services have it.
+    home = os.environ[_HOME] = str(Path(os.environ[_HOME]).resolve())
     began = time.monotonic()
-    with options.log.open("a", encoding="utf-8") as file, subprocess.Popen(options.command[options.command[:1] == ["--"] :]) as running:
+    with options.log.open("w", encoding="utf-8") as file, subprocess.Popen(options.command[options.command[:1] == ["--"] :]) as running:
         while running.poll() is None:
-            line = {"seconds": round(time.monotonic() - began, 1), "mb": round(together_mb(os.environ[_HOME]))}
+            line = {"seconds": round(time.monotonic() - began, 1), "bytes": together(home)}
             file.write(f"{json.dumps(line)}\n")
             file.flush()
             time.sleep(_PAUSE_SECONDS)

@@ -91,11 +91,11 @@ def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     missing = [f"{n:,}" for n in STUDY_SIZES if n not in sizes]
     revisions = sorted({str(study["revision"])[:7] for study in studies})
     not_run = f"Not run to the end for this page: studies of {' and '.join(missing)} people." if missing else ""
-    sizes_in_words = " and ".join(f"{n:,}" for n in sizes)
+    sizes_in_words = " and ".join(filter(None, (", ".join(f"{n:,}" for n in sizes[:-1]), f"{sizes[-1]:,}")))
     return [
         "## A study, phase by phase",
         "",
-        f"Studies of {sizes_in_words} people with {last['dialogues'] // last['people']} dialogues each, otherwise alike, read by",
+        f"Studies of {sizes_in_words} people with {last['dialogues'] / last['people']:.0f} dialogues each, otherwise alike, read by",
         f"`python -m benchmarks.studies` (revision {', '.join(revisions)}): milliseconds of work per person, over all workers,",
         "by the clock of an otherwise idle machine. The exponent is the slope of the logarithm of a phase's seconds over that of the",
         "people: 1 is linear, and what costs the same at every size has less. The last column is a million people at the cost per",

@@ -8,6 +8,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from clusterlora.adapters.shards import open_shard
 from clusterlora.adapters.stored import TrackerCopies, in_tracker, is_right
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.planning.study_state import is_busy
@@ -100,13 +101,14 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
     """Recorded adapters whose weights are lost, damaged, or only here."""
     busy = any(attempt.state == "running" for attempt in stores.studies.attempts(study))
     in_tracker_as_recorded = TrackerCopies(stores)
+    uploaded = set[Path]()
     for adapter in stores.studies.adapters(study):
         is_here = stores.adapters.holds(adapter.key)
         is_right_here = is_here and is_right(adapter, stores)
         kept = in_tracker_as_recorded.has(adapter)
         if is_right_here and kept is False:
             what = f"the tracker does not hold adapter {adapter.name} ({adapter.key}) as recorded; only this machine does"
-            yield _Problem(Kind.UPLOAD_LOST, what, "upload it again", lambda a=adapter: _upload(study, a, stores))
+            yield _Problem(Kind.UPLOAD_LOST, what, "upload it again", lambda a=adapter: _upload(study, a, stores, uploaded))
         if is_right_here or (not is_here and kept):
             continue
         if kept:
@@ -128,11 +130,27 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
             yield _Problem(Kind.WEIGHTS_LOST, what, fix, None if busy else lambda k=adapter.key: _forget(k, stores))
 
 
-def _upload(study: str, adapter: TrainedAdapter, stores: Stores) -> None:
-    folder = stores.adapters.path(adapter.key)
-    assert folder is not None, f"adapter {adapter.key} was here a moment ago"
-    run_id, uri = stores.tracker.upload(study, folder, f"adapters/{adapter.name}", run_id=adapter.run_id)
-    stores.studies.move_adapter(adapter.key, run_id=run_id, uri=uri)
+def _upload(study: str, adapter: TrainedAdapter, stores: Stores, uploaded: set[Path]) -> None:
+    """Upload an adapter again: with its whole shard, if all of that is the study's and right here, and by itself otherwise.
+
+    Args:
+        uploaded: the shards that were uploaded with other adapters.
+    """
+    shard = stores.adapters.shard(adapter.key)
+    if shard in uploaded:
+        return
+    of_study = {one.key: one for one in stores.studies.adapters(study)}
+    keys = open_shard(shard).keys if shard else ()
+    # What is damaged here may be right there, under the same name.
+    if shard and all(key in of_study and is_right(of_study[key], stores) for key in keys):
+        uploaded.add(shard)
+        what, path = shard, f"adapters/{shard.name}"
+    else:
+        what, path, keys = stores.adapters.path(adapter.key), f"adapters/{adapter.name}", (adapter.key,)
+    assert what is not None, f"adapter {adapter.key} was here a moment ago"
+    run_id, uri = stores.tracker.upload(study, what, path, run_id=adapter.run_id)
+    for key in keys:
+        stores.studies.move_adapter(key, run_id=run_id, uri=uri)
 
 
 def _fetch_again(key: str, stores: Stores) -> None:

@@ -1,14 +1,11 @@
-"""What a command that follows a study says once it is known: its clusters, and how long it will take.
-
-The latter is said again when its gate was judged, or, where it has none, when the first adapters are trained."""
+"""What a command that follows a study says once it is known: its clusters, and how long it will take, again when its gate was judged."""
 
 from functools import cached_property
 
 from clusterlora.cli.child import in_child
 from clusterlora.clustering.summary import sentence
 from clusterlora.metadata import Workers
-from clusterlora.planning.ladder import gated
-from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.estimate import sentences
 from deployments.local_services import LocalServices
@@ -39,19 +36,13 @@ class Expectation:
         n_judged = len(studies.verdicts(name))
         if n_judged not in self._told and studies.metadata(name, Workers) is not None:
             self._told.add(n_judged)
-            lines += in_child(self._how_long)
-        if not n_judged and "trained" not in self._told and any(attempt.state == "done" for attempt in studies.attempts(name)):
-            self._told.add("trained")
-            lines += in_child(self._how_long_without_gate)
+            try:
+                lines += in_child(self._how_long, doing="estimating how long the study takes")
+            except (RuntimeError, OSError) as error:
+                # The study runs on all the same.
+                lines.append(f"how long it will take is not known: {error}")
         return tuple(lines)
 
     def _how_long(self) -> tuple[str, ...]:
-        return sentences(self._state())
-
-    def _how_long_without_gate(self) -> tuple[str, ...]:
-        state = self._state()
-        return () if gated(state) else sentences(state)
-
-    def _state(self) -> StudyState:
         # With connections of its own: those of another process cannot be used.
-        return read_state(self._study_name, stores_without_tracker(self._services))
+        return sentences(read_state(self._study_name, stores_without_tracker(self._services)))

@@ -9,6 +9,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import Study
 from clusterlora.values import Attempt
+from clusterlora.wiring import forget_what_can_be_read_again
 from tasks.child_runs import (
     MOST_CRASHES,
     MOST_HALVINGS,
@@ -48,6 +49,9 @@ def dispatch_training(context: TaskContext, study_name: str, group: TrainingGrou
 
     state = read_state(study_name, stores)
     missing = set(group.adapters) - finished(state, plan_of(state, group.rung, group.step))
+    # The other groups of a wave may run on for hours.
+    del state
+    forget_what_can_be_read_again()
     if missing:
         count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
 

@@ -67,16 +67,17 @@ class TextEncoder:
         fresh = list(dict.fromkeys(text[0].text for text in every if _is_one_piece(text) and text[0].text not in self._ids_by_text))
         for start in range(0, len(fresh), _AT_ONCE):
             at_once = fresh[start : start + _AT_ONCE]
-            self._ids_by_text.update(zip(at_once, self._tokenised(at_once), strict=True))
+            for text, ids in zip(at_once, self._tokenised(at_once), strict=True):
+                self._ids_by_text[text] = ids
+                self._n_remembered += len(ids)
         encoded = [self._ids_by_text[text[0].text] if _is_one_piece(text) else self._in_pieces(text) for text in every]
-        self._forget(fresh)
+        self._forget()
         return encoded
 
-    def _forget(self, fresh: Iterable[str]) -> None:
-        """Forget the texts that came first, as far as there are too many with the `fresh` ones; all of them where none is remembered."""
-        self._n_remembered += sum(len(self._ids_by_text[text]) for text in fresh)
+    def _forget(self) -> None:
+        """Forget the texts that came first, as far as there are too many; all of them where none is remembered."""
         most = _MOST_REMEMBERED if self._remember else 0
-        while self._n_remembered > most:
+        while self._n_remembered > most or (self._ids_by_text and not self._remember):
             oldest = next(iter(self._ids_by_text))
             self._n_remembered -= len(self._ids_by_text.pop(oldest))
 

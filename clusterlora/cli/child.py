@@ -9,13 +9,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_child(work: Callable[[], T]) -> T:
+def in_child(work: Callable[[], T], *, doing: str) -> T:
     """Return what `work` returns, from a fork of this process; raise what it raises.
 
     Where PyTorch is imported, the work is done here: its threads do not survive a fork, and nothing would be saved.
 
+    Args:
+        doing: what the work is, for the message of its end.
+
     Raises:
         RuntimeError: the fork was killed, by the system where memory ran out.
+        OSError: there is no memory for a fork.
     """
     if "torch" in sys.modules:
         return work()
@@ -25,10 +29,13 @@ def in_child(work: Callable[[], T]) -> T:
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        os.close(reading)
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write(_outcome(work))
-        os._exit(0)
+        # Whatever happens, nothing of what called this goes on in two processes.
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "wb") as pipe:
+                pipe.write(_outcome(work))
+        finally:
+            os._exit(0)
     os.close(writing)
     try:
         with os.fdopen(reading, "rb") as pipe:
@@ -36,7 +43,7 @@ def in_child(work: Callable[[], T]) -> T:
     finally:
         os.waitpid(pid, 0)
     if not message:
-        raise RuntimeError("the process that checks data and base model was killed; was memory left?")
+        raise RuntimeError(f"the process that was {doing} was killed; was memory left?")
     outcome, value = pickle.loads(message)
     if outcome == "raised":
         raise value

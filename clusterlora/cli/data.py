@@ -195,7 +195,7 @@ def _print_summary(summary: "DataSummary") -> None:
         ids = f"{described([summary.number_and_text[:_MOST_NAMED]])}: stand as a number and as a text, and are read as one person each"
         click.echo(f"{'number and text':<24} {ids}")
     if summary.unread:
-        click.echo(f"{'not read':<24} {unread_words(summary.unread)}")
+        click.echo(f"{'not read':<24} {unread_words(summary.unread, _MOST_LABELS)}")
     if summary.labels:
         _print_labels(summary)
     if summary.tokens is not None:

@@ -332,7 +332,7 @@ def _with_usable_inputs(study: "Study") -> "Study":
         base_revision(chosen_base(study))
         return study
     # The base and the data are read again where they are used; this command then waits, for hours.
-    in_child(lambda: _refuse_unusable(study))
+    in_child(lambda: _refuse_unusable(study), doing="checking data and base model")
     return study
 
 

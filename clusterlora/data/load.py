@@ -70,10 +70,10 @@ def load(settings: DataSettings, fit: PromptFit | None = None, left: Callable[[s
     return dataset
 
 
-def unread_words(names: Sequence[str]) -> str:
+def unread_words(names: Sequence[str], most: int = _MOST_NAMED) -> str:
     """Return the names of columns and fields that nothing reads, and what helps."""
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    shown = ", ".join(map(printable, names[:_MOST_NAMED]))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    shown = ", ".join(printable(name) or "a column without a name" for name in names[:most])
     return f"{shown}{more}; data.columns maps a column to one of ours"
 
 

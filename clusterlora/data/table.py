@@ -50,7 +50,7 @@ def read_table(settings: DataSettings, problems: Problems) -> SourceData:
             if not _has_columns(row, path, table.column_by_name, problems):
                 return SourceData(Dataset(()))
             table.leave_out(name for name in header(path) if name not in wanted)
-        table.leave_out(name for name in row if name not in wanted)
+        table.leave_out(name for name, value in row.items() if value is not None and name not in wanted)
         table.add({name: row[column] for name, column in table.column_by_name.items() if row.get(column) is not None}, location)
     if not n_rows and not problems.count:
         problems.add(SourceLocation(path.name), "file", "has no rows", "give a file with dialogues")

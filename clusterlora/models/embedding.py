@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ class SentenceEmbedder:
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
         """Return unit-length float32 embeddings, one row per text."""
         row_by_text = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        vectors = np.zeros((len(row_by_text), self._model.get_embedding_dimension() or 0), dtype=np.float32)
+        vectors = np.zeros((len(row_by_text), self._dimensions), dtype=np.float32)
         uncached: list[str] = []
         for text, row in row_by_text.items():
             if (vector := self._cache.get(text)) is not None:
@@ -90,6 +91,11 @@ class SentenceEmbedder:
             # Copies: a row would keep all others in memory.
             self._add_to_cache({text: vectors[row_by_text[text]].copy() for text in some})
         return vectors if len(texts) == len(vectors) else vectors[[row_by_text[text] for text in texts]]
+
+    @cached_property
+    def _dimensions(self) -> int:
+        # Some models do not say.
+        return self._model.get_embedding_dimension() or len(self._model.encode(["a"], show_progress_bar=False)[0])
 
     def _add_to_cache(self, embeddings: dict[str, Float[np.ndarray, " dim"]]) -> None:
         self._cache.update(embeddings)

@@ -13,7 +13,7 @@ from clusterlora.clustering.choice import FOLDS, LARGEST_K
 from clusterlora.evaluation.metrics import generates
 from clusterlora.metadata import Probe, Rates
 from clusterlora.planning.cut import at_most
-from clusterlora.planning.ladder import gated, worth_trying
+from clusterlora.planning.ladder import worth_trying
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timing import duration
@@ -228,16 +228,14 @@ def _training_ratio(state: StudyState, probe: Probe) -> float:
 
 def _answering_ratio(state: StudyState, probe: Probe) -> float:
     """Return seconds taken over seconds expected of the answers to val items and of the base model's answers; 1 before there are any."""
-    if not (has_run(state) and state.clustering):
+    if not state.verdicts:
         return 1.0
     seconds = dict.fromkeys(("evaluate gate", "evaluate baseline"), 0.0)
     for phase, _, one in state.seconds:
         if phase in seconds:
             seconds[phase] += one
     once = probe.rates.load + probe.rates.warm + texts_per_run(state) * probe.rates.embed
-    foreseen = 0.0
-    if state.verdicts:
-        foreseen = len(state.verdicts) * (once + answering_seconds(gate_answering(state, work_plan(state)), probe, state.settings))
+    foreseen = len(state.verdicts) * (once + answering_seconds(gate_answering(state, work_plan(state)), probe, state.settings))
     if seconds["evaluate baseline"]:
         n_test = sum(n_items(person, "test") for person in state.dataset.personas)
         foreseen += once + answering_seconds(Answering(n_answers=n_test, n_references=n_test), probe, state.settings)
@@ -318,11 +316,6 @@ def cut_sentence(state: StudyState) -> str | None:
     return f"cut to minutes = {minutes:g}: {kept}, {took} (another --name with --set minutes=none uses all)"
 
 
-def has_run(state: StudyState) -> bool:
-    """Return whether what has run corrects the probe: the gate was judged or, where there is none, adapters were trained."""
-    return bool(state.verdicts) or (not gated(state) and any(phase == "train" for phase, *_ in state.seconds))
-
-
 def sentences(state: StudyState) -> tuple[str, ...]:
     """Return what a person is told: how long what is left takes, phase by phase, and what would be cheaper; nothing before the probe."""
     left = estimate(state)
@@ -338,9 +331,9 @@ def sentences(state: StudyState) -> tuple[str, ...]:
     }
     shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds >= 1)
     workers = "1 worker" if state.n_workers == 1 else f"{state.n_workers} workers"
-    basis = "what has run so far" if has_run(state) else f"a probe of {duration(state.probe.seconds)}"
+    basis = "what has run so far" if state.verdicts else f"a probe of {duration(state.probe.seconds)}"
     lines = [f"about {duration(left.total)} to go on {workers} ({state.probe.device}), by {basis}: {shown}"]
-    if not has_run(state) and (cut := cut_sentence(state)):
+    if not state.verdicts and (cut := cut_sentence(state)):
         lines.append(cut)
     if left.n_further_rungs:
         n = left.n_further_rungs

@@ -1,6 +1,7 @@
 """The study database on SQLite or PostgreSQL."""
 
 import math
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,6 +32,8 @@ _ROWS_AT_ONCE = 2000
 
 _cached_dataset: dict[str, Dataset] = {}
 """The data set read last, by its digest: every step reads it, and the data under a digest never change."""
+_reading_dataset = threading.Lock()
+"""Of steps in threads of one process one reads it, and the others find it."""
 
 
 def forget_dataset() -> None:
@@ -130,8 +133,10 @@ class SqlStudyStore:
             digest = self._value(connection, study, "data_digest")
         if digest is None:
             raise UnknownName(f"study {study!r} has no data yet; prepare it first")
-        if (dataset := _cached_dataset.get(digest)) is not None:
-            return dataset
+        with _reading_dataset:
+            return _cached_dataset.get(digest) or self._read_dataset(study, digest)
+
+    def _read_dataset(self, study: str, digest: str) -> Dataset:
         of_study = (_of_study(sa.select(table), study).order_by(table.c.position) for table in (schema.personas, schema.dialogues))
         with self._reading(study) as connection:
             personas, dialogues = (connection.execute(query).yield_per(_ROWS_AT_ONCE) for query in of_study)

@@ -1,12 +1,13 @@
 """The benchmarks' arithmetic and files; speed itself is never asserted."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import pages, report, scale, scaling, studies
+from benchmarks import memory, pages, report, scale, scaling, studies
 from benchmarks.flops import Shape
 from benchmarks.generation import MIXED, ONE_BY_ONE, GenerationPlan, compare_generation
 from benchmarks.measure import Contender, Sample, Speedup, speedup, take_turns
@@ -192,11 +193,43 @@ def test_finished_studies_are_read_from_their_databases(tmp_path: Path) -> None:
             store.add_seconds(name, "train", part, float(n))
     for name in ("scale.json", "benchmarks-avx2.json"):
         (tmp_path / name).write_text((pages.DOCS / name).read_text(encoding="utf-8"), encoding="utf-8")
-    studies.main([*(f"{name}=sqlite:///{tmp_path / name}.db" for name in ("large", "small")), "--out", str(tmp_path)])
+    log = tmp_path / "large.jsonl"
+    log.write_text(
+        "".join(json.dumps({"seconds": seconds, "bytes": n}) + "\n" for seconds, n in ((0, 10**9), (30, 3 * 10**9), (90, 10**9)))
+    )
+    named = [f"{name}=sqlite:///{tmp_path / name}.db" for name in ("large", "small")]
+    studies.main([*named, "--memory", f"large={log}", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
     assert [(study["people"], study["seconds"]) for study in written["studies"]] == [(10, {"train": 20.0}), (30, {"train": 60.0})]
     assert written["sqlite"], "what was measured before is kept"
-    assert "| train | 2,000.0 | 2,000.0 | 1.00 | 555.6 |" in (tmp_path / "scale.md").read_text(encoding="utf-8")
+    page = (tmp_path / "scale.md").read_text(encoding="utf-8")
+    assert "| train | 2,000.0 | 2,000.0 | 1.00 | 555.6 |" in page
+    assert "| 30 | 1.5 | 3.00 |" in page
+    assert "| 10 | " not in page, "its memory was not measured"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is measured on Linux alone")
+def test_the_memory_of_what_runs_with_a_home_is_measured_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "here" / ".." / "home"))
+    monkeypatch.setattr(memory, "_PAUSE_SECONDS", 0.02)
+    log = tmp_path / "memory.jsonl"
+    log.write_text("of a run before")
+    # It ends once it was measured; beside it runs as large a process of another installation.
+    code = """
+import json, pathlib, subprocess, sys, time
+grown, log = b"x" * 100_000_000, pathlib.Path(sys.argv[1])
+another = "import sys; grown = b'x' * 100_000_000; print(flush=True); sys.stdin.read()"
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+with subprocess.Popen([sys.executable, "-c", another], env={"CLUSTERLORA_HOME": "/elsewhere"}, **pipes) as other:
+    other.stdout.readline()
+    n_before = len(log.read_text().splitlines())
+    while len(log.read_text().splitlines()) < n_before + 2:
+        time.sleep(0.01)
+"""
+    assert memory.main([str(log), "--", sys.executable, "-c", code, str(log)]) == 0
+    most, minutes = memory.peak(log)
+    assert 0.09 < most < 0.19
+    assert 0 < minutes < 10
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "benchmarks-avx2", "scale", "reliability"])

@@ -16,12 +16,12 @@ def _without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_result_comes_from_another_process() -> None:
-    assert in_child(os.getpid) != os.getpid()
+    assert in_child(os.getpid, doing="trying") != os.getpid()
 
 
 def test_with_torch_in_this_process_the_work_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", sys)
-    assert in_child(os.getpid) == os.getpid()
+    assert in_child(os.getpid, doing="trying") == os.getpid()
 
 
 def test_an_error_is_raised_with_its_message_and_kind() -> None:
@@ -29,7 +29,7 @@ def test_an_error_is_raised_with_its_message_and_kind() -> None:
         raise BadData("people.jsonl:3: no prompt\npeople.jsonl:4: no prompt")
 
     with pytest.raises(BadData, match=r"people\.jsonl:3: no prompt\npeople\.jsonl:4"):
-        in_child(refuse)
+        in_child(refuse, doing="trying")
 
 
 def test_an_error_that_cannot_be_sent_is_told_in_words() -> None:
@@ -40,7 +40,7 @@ def test_an_error_that_cannot_be_sent_is_told_in_words() -> None:
         raise Local("out of paper")
 
     with pytest.raises(RuntimeError, match="Local: out of paper"):
-        in_child(fail)
+        in_child(fail, doing="trying")
 
 
 def test_an_error_with_fields_keeps_them() -> None:
@@ -48,13 +48,13 @@ def test_an_error_with_fields_keeps_them() -> None:
         raise TrainingDiverged("the loss is no number", adapters=("unified",))
 
     with pytest.raises(TrainingDiverged) as raised:
-        in_child(diverge)
+        in_child(diverge, doing="trying")
     assert raised.value.adapters == ("unified",)
 
 
 def test_a_killed_child_is_told() -> None:
-    with pytest.raises(RuntimeError, match="was killed"):
-        in_child(lambda: os.kill(os.getpid(), 9))
+    with pytest.raises(RuntimeError, match="the process that was trying was killed"):
+        in_child(lambda: os.kill(os.getpid(), 9), doing="trying")
 
 
 def test_what_follows_a_study_imports_no_torch() -> None:
@@ -65,7 +65,24 @@ def test_what_follows_a_study_imports_no_torch() -> None:
 
 
 def test_what_waits_to_be_written_is_written_once() -> None:
-    code = "from clusterlora.cli.child import in_child; print('one'); in_child(int); print('two')"
+    code = "from clusterlora.cli.child import in_child; print('one'); in_child(int, doing='trying'); print('two')"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=buffered)
     assert done.stdout == "one\ntwo\n"
+
+
+def test_whoever_is_interrupted_goes_on_in_one_process() -> None:
+    code = """
+import os, signal, time
+from clusterlora.cli.child import in_child
+def work():
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(1)
+    return "x" * 1_000_000
+try:
+    in_child(work, doing="trying")
+except BaseException as error:
+    print(type(error).__name__, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("KeyboardInterrupt\n", "")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from clusterlora.data import SOURCES
@@ -244,8 +245,15 @@ def test_columns_and_fields_of_turns_that_nothing_reads_are_told(suffix: str, tm
     load(settings(path))
     assert "not read of the rows: stars, " in caplog.text
     caplog.clear()
-    load(settings(jsonl(tmp_path / "plain.jsonl", rows("ann", "bob"))))
+    nothing: list[dict[str, Any]] = [row | {"": None} for row in rows("ann", "bob")]
+    load(settings(jsonl(tmp_path / "plain.jsonl", nothing)))
     assert "not read" not in caplog.text
+
+
+def test_a_column_without_a_name_as_pandas_writes_it_is_told_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pd.DataFrame(rows("ann", "bob")).to_csv(tmp_path / "index.csv")
+    load(settings(tmp_path / "index.csv"))
+    assert "not read of the rows: a column without a name; " in caplog.text
 
 
 def test_a_mapping_of_a_column_we_do_not_have_is_refused(tmp_path: Path) -> None:

@@ -205,27 +205,6 @@ def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_an
     assert "by what has run so far: fan-out" in after[0]
 
 
-def test_without_a_gate_the_first_trained_adapters_and_the_base_models_answers_correct_the_probe(prepared: StudyState) -> None:
-    ungated = replace(prepared, settings=replace(prepared.settings, methods=("baseline", "unified", "per_persona")))
-    ungated = replace(ungated, clustering=assumed_clustering(ungated))
-    assert "by a probe of" in sentences(ungated)[0]
-    unified = work_plan(ungated).specs["unified"]
-    adapter = TrainedAdapter(work_plan(ungated).keys["unified"], "unified", unified, 1, 1, 1.0, 1.0, 0.5, 1)
-    trained = RATES.load + ADAPTER_SECONDS + 3 * 100 * 3 * 7 * RATES.train_alone
-    answered = RATES.load + 3 * answer_seconds(n_answers(ungated, "test", *ungated.dataset.ids))
-    slow = (("train", "unified", trained), ("evaluate baseline", "1/1", answered))
-    corrected = replace(ungated, adapters=(adapter,), seconds=slow)
-    assert "by what has run so far" in sentences(corrected)[0]
-    left, foreseen = estimate(corrected), estimate(replace(ungated, adapters=(adapter,)))
-    assert left is not None
-    assert foreseen is not None
-    assert left.fan_out > 1.5 * foreseen.fan_out
-    # Runs begin, and results are written, at the pace of before.
-    assert left.evaluation > 1.4 * foreseen.evaluation
-    # A study with a gate waits for its verdict.
-    assert "by a probe of" in sentences(replace(prepared, clustering=ungated.clustering, seconds=slow))[0]
-
-
 SECOND = {
     "evaluation.metrics": ["embedding_similarity", "rouge_l", "nll"],
     "evaluation.headline": "embedding_similarity",

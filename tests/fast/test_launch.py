@@ -4,7 +4,6 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,7 +19,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.prepare import prepare_study
-from clusterlora.values import Attempt, Criterion, Verdict
+from clusterlora.values import Criterion, Verdict
 from deployments import expectation, launch, private_files, processes
 from deployments.local_services import LocalServices
 from deployments.prefect_client import RunSnapshot, StudySnapshot
@@ -148,27 +147,6 @@ def test_following_a_study_continues_at_a_new_address_if_the_port_was_taken(
     assert now is not None
     assert now.addresses != services.addresses
     assert addresses == [f"{now.addresses.prefect}/api/"]
-
-
-@pytest.mark.whole
-def test_a_follower_of_a_study_without_gate_says_how_long_again_when_the_first_adapters_are_trained(
-    services: LocalServices, seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lengths = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
-    rates = Rates(train_alone=0.02, train_together=0.01, n_together=4, read=0.001, write=0.03, embed=0.05, load=2.0)
-    monkeypatch.setattr(expectation, "stores_without_tracker", lambda _: stores)
-    said = expectation.Expectation("small", services)
-    prepare_study(replace(seven, methods=("baseline", "unified")), stores, SilentLog())
-    stores.studies.save_metadata("small", Probe(lengths=lengths, rates=rates, device="cpu, 8 GiB", seconds=5.0))
-    stores.studies.save_metadata("small", Workers(2))
-    cluster_study("small", stores, SilentLog())
-    assert "by a probe of 5 s" in said.due_lines()[1]
-    stores.studies.open_attempt("small", Attempt("unified", 1, 2, "running"))
-    stores.studies.add_seconds("small", "train", "unified", 100.0)
-    assert said.due_lines() == ()
-    stores.studies.close_attempt("small", "unified", 1, state="done")
-    assert "by what has run so far" in said.due_lines()[0]
-    assert said.due_lines() == ()
 
 
 @pytest.mark.whole

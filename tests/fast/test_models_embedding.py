@@ -66,7 +66,9 @@ def test_a_corrupted_copy_of_minilm_is_refused(tmp_path: Path) -> None:
         checked_minilm(folder)
 
 
-def test_each_different_text_is_embedded_once_and_rows_keep_their_order() -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_each_different_text_is_embedded_once_and_rows_keep_their_order(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "_AT_ONCE", at_once)
     model = LettersModel()
     embedder = SentenceEmbedder("letters", "1", model)  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(embedder.encode(["a", "bb", "a"]), [[1, 0], [0, 2], [1, 0]])

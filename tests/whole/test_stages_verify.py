@@ -25,6 +25,7 @@ from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, Rou
 from clusterlora.values import AdapterSpec, Answer, Attempt, Clustering, Dataset, Dialogue, Persona, TrainedAdapter, Turn
 from clusterlora.verify import Finding, Kind, LiveWork, verify
 from clusterlora.wiring import from_environment
+from tests.fixtures.imported import write_adapter
 from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.servers import mlflow_artifacts
 
@@ -243,6 +244,51 @@ def test_damage_is_found_repaired_and_then_gone(
     assert (mended.kind, mended.what) == (seen.kind, seen.what)
     assert mended.repaired
     assert findings_of(stores, name) == []
+
+
+def test_people_whose_shard_is_lost_in_the_tracker_are_uploaded_together(
+    stores: Stores, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {p: f"{number:016x}" for number, p in enumerate(("p", "q"), start=1)}
+    folders = {keys[p]: write_adapter(tmp_path / p, "base", seed=seed) for seed, p in enumerate(keys)}
+    with stores.tracker.adapter_run(name, name="people", params={}, tags={}) as run:
+        ((file, _),) = stores.adapters.save_together(folders).items()
+        uri = run.artifacts(file, f"adapters/{file.name}")
+    people = [
+        TrainedAdapter(
+            key,
+            f"persona-{p}",
+            AdapterSpec(name=f"persona-{p}", persona_ids=(p,), recipe=Recipe()),
+            1,
+            1,
+            1.0,
+            2.0,
+            1.0,
+            9,
+            run.run_id,
+            uri,
+            stores.adapters.sha256(key),
+        )
+        for p, key in keys.items()
+    ]
+    stores.studies.save_adapters(name, people, {})
+    assert findings_of(stores, name) == []
+    (there,) = (path for path in mlflow_artifacts().rglob(file.name) if run.run_id in path.parts)
+    there.unlink()
+    assert [finding.kind for finding in findings_of(stores, name)] == [Kind.UPLOAD_LOST] * 2
+    uploads: list[Path] = []
+    upload = stores.tracker.upload
+
+    def counted(study: str, what: Path, path: str, *, run_id: str | None) -> tuple[str, str]:
+        uploads.append(what)
+        return upload(study, what, path, run_id=run_id)
+
+    monkeypatch.setattr(stores.tracker, "upload", counted)
+    assert all(finding.repaired for finding in findings_of(stores, name, repair=True))
+    assert uploads == [file]
+    assert findings_of(stores, name) == []
+    assert {one.uri for one in stores.studies.adapters(name) if one.key != KEY} == {f"runs:/{run.run_id}/adapters/{file.name}"}
+    assert [path.name for path in there.parent.iterdir()] == [file.name], "no folder for each of them"
 
 
 def test_a_champion_with_other_weights_is_called_the_champion_and_stays_missed_until_the_study_runs_again(
