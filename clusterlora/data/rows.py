@@ -41,7 +41,8 @@ def header(path: Path) -> tuple[str, ...]:
 
         return tuple(pq.read_schema(path).names)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return tuple(name.strip() for name in next(csv.reader(file)))
+        # Rows are read from the first line that is not empty, too.
+        return tuple(name.strip() for name in next(filter(None, csv.reader(file)), ()))
 
 
 def known_rows(path: Path) -> int | None:

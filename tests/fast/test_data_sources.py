@@ -251,7 +251,7 @@ def test_columns_and_fields_of_turns_that_nothing_reads_are_told(suffix: str, tm
 
 
 def test_a_column_without_a_name_as_pandas_writes_it_is_told_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pd.DataFrame(rows("ann", "bob")).to_csv(tmp_path / "index.csv")
+    (tmp_path / "index.csv").write_text("\n" + pd.DataFrame(rows("ann", "bob")).to_csv(), encoding="utf-8")
     load(settings(tmp_path / "index.csv"))
     assert "not read of the rows: a column without a name; " in caplog.text
 
