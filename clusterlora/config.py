@@ -219,6 +219,8 @@ def absolute_path(path: str, folder: Path) -> str:
 
     if not path or path in BASE_MODELS or path in EMBEDDING_MODELS:
         return path
+    if "\0" in path:
+        raise BadSettings(f"{path!r} is no path: it contains a null character; remove it")
     if path.startswith("~/"):
         path = str(Path(path).expanduser())
     if not (folder / path).exists() and Path(path).suffix.lower() not in _FILES:

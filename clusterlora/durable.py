@@ -38,9 +38,7 @@ def put_in_place(written: Path, path: Path) -> None:
 
 def put_folder_in_place(written: Path, path: Path) -> None:
     """Rename a folder of finished files. Raises OSError if the path is a folder that is not empty."""
-    for file in written.rglob("*"):
-        sync(file)
-    sync(written)
+    sync_all(written)
     written.rename(path)
     sync(path.parent)
 
@@ -54,6 +52,13 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
     path.mkdir(mode=mode, parents=True, exist_ok=True)
     for folder in reversed(made):
         sync(folder.parent)
+
+
+def sync_all(folder: Path) -> None:
+    """Sync a folder and everything in it to disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 def sync(path: Path) -> None:

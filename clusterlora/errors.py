@@ -11,6 +11,9 @@ ClusterLoraError
 '- ServiceDown      (ConnectionError)  Prefect, MLflow or the database does not answer
 """
 
+import errno
+import re
+
 
 class ClusterLoraError(Exception):
     """Base of all errors whose message is meant for the user."""
@@ -64,3 +67,31 @@ def counted(n: int, noun: str) -> str:
 def printable(text: str) -> str:
     """Return an untrusted name as it can be printed in one line, with control characters escaped."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+_FIX_BY_ERRNO = {
+    errno.EACCES: "let this user read it, or write there",
+    errno.EPERM: "let this user read it, or write there",
+    errno.ENAMETOOLONG: "give a shorter one",
+    errno.ENOTDIR: "a part of it is a file; give the path of a file in a folder",
+    errno.EISDIR: "give a file",
+    errno.ELOOP: "its links lead to each other; give the file itself",
+    errno.EROFS: "give a folder that can be written to",
+}
+
+
+def path_problem(error: OSError) -> str | None:
+    """Return in a line what is wrong with the path that somebody gave, and the fix; None if the path is not what is wrong."""
+    fix = _FIX_BY_ERRNO.get(error.errno or 0)
+    if fix is None or error.filename is None:
+        return None
+    return f"{printable(str(error.filename))}: {(error.strerror or '').lower()}; {fix}"
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Unicode's category Cc without tab and line feed: what begins a terminal's commands."""
+
+
+def harmless(text: str) -> str:
+    """Return an untrusted text as a terminal can show it: line breaks and tabs stay, other control characters are escaped."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)

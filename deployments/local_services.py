@@ -10,12 +10,11 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,11 +122,22 @@ def up(
 @contextmanager
 def _starting(home: Path, log: Callable[[str], None]) -> Generator[None]:
     """Hold the locks under which services are started: of the home, and of the machine, where a port is free until its server listens."""
-    machine_folder = private_files.make_folder(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}")
     of_home = services_state.locked(home, lambda: log("another command starts or stops these services; waiting for it"))
     ports = "servers of another home are starting on this machine; waiting until they have their ports"
-    with of_home, services_state.file_lock(machine_folder / "ports.lock", lambda: log(ports)):
+    with of_home, services_state.file_lock(_machine_folder(home) / "ports.lock", lambda: log(ports)):
         yield
+
+
+def _machine_folder(home: Path) -> Path:
+    """Return a folder for what this user's homes on a machine share; `home` where there is none.
+
+    Not under /tmp, where whoever comes first can keep others from starting anything.
+    """
+    for variable, below in (("XDG_RUNTIME_DIR", "clusterlora"), ("HOME", ".cache/clusterlora-locks")):
+        if folder := os.environ.get(variable):
+            with suppress(OSError, BadSettings):
+                return private_files.make_folder(Path(folder) / below)
+    return home
 
 
 def acquire(home: Path, user: str) -> LocalServices | None:

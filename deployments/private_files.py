@@ -16,9 +16,12 @@ def make_folder(path: Path) -> Path:
     """Create the folder if it is missing, close it to other users, and return it.
 
     Raises:
-        BadSettings: another user owns it or may write to it, so its files may be theirs.
+        BadSettings: another user owns it or may write to it, so its files may be theirs; or it is a file.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadSettings(f"{path} cannot be a folder, as it, or a part of its path, is a file; move that away") from error
     status = path.stat()
     if status.st_uid != os.geteuid():
         variables = "CLUSTERLORA_STACK_HOME for servers, CLUSTERLORA_HOME for results"

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clusterlora.durable import sync, write_durably
+from clusterlora.durable import sync, sync_all, write_durably
 from clusterlora.errors import BadData, BadSettings, printable
 from clusterlora.stages.forgotten import UNFINISHED
 from clusterlora.stores.database_copy import (
@@ -271,6 +271,8 @@ def _put_in_place(place: Place, results: Path, services: Path) -> None:
             moves.append((services / name, target))
     made = [folder for folder in dict.fromkeys(target.parent for _, target in moves) if not folder.exists()]
     begun: list[Path] = []
+    for unpacked in (results, services):
+        sync_all(unpacked)
     try:
         for folder in made:
             folder.mkdir(mode=0o700)

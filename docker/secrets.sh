@@ -13,4 +13,6 @@ done
 [ -s "$folder/prefect_auth" ] || printf 'clusterlora:%s' "$(random)" >"$folder/prefect_auth"
 # Compose mounts the files with their modes, and the images' user is neither root nor their owner; the folder is closed to others.
 chmod 644 "$folder"/*
+# Mounted, too: a checkout made under a strict umask is closed to the user of PostgreSQL's image.
+chmod a+rx "$(dirname "$0")/postgres-roles.sh"
 echo "secrets are in $folder"

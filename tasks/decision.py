@@ -6,6 +6,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.input import RunInput
 from pydantic import ConfigDict, Field
 
+from clusterlora.recipe import MOST_EPOCHS, MOST_LEARNING_RATE
 from tasks.run_log import artifact_key
 from tasks.study_task import TaskContext, study_task
 
@@ -35,8 +36,10 @@ class GateDecision(RunInput):
         title="What now?",
         description="stop: compare what is trained. continue: train the rest all the same. retry: try once more with a change below.",
     )
-    learning_rate: float | None = Field(None, gt=0, title="Retry with this learning rate", description="Empty: the study's.")
-    epochs: int | None = Field(None, ge=1, title="Retry with this many epochs", description="Empty: the study's.")
+    learning_rate: float | None = Field(
+        None, gt=0, le=MOST_LEARNING_RATE, title="Retry with this learning rate", description="Empty: the study's."
+    )
+    epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS, title="Retry with this many epochs", description="Empty: the study's.")
     init: Literal["base", "unified"] | None = Field(None, title="Retry from", description="unified is a warm start. Empty: the study's.")
     decided_by: str = Field("", max_length=100, title="Your name", description="Kept with the decision; Prefect does not know who you are.")
 

@@ -43,7 +43,7 @@ def _is_safetensors(file: Path) -> bool:
         header = opened.read(n_header)
     try:
         ends = [int(entry["data_offsets"][1]) for name, entry in json.loads(header).items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
         return False
     return 8 + n_header + max(ends, default=0) <= size
 
@@ -51,7 +51,7 @@ def _is_safetensors(file: Path) -> bool:
 def _is_json(file: Path) -> bool:
     try:
         json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -34,7 +34,7 @@ from clusterlora.cli.study import study
 from clusterlora.cli.study_adapters import adapters
 from clusterlora.cli.study_diff import diff
 from clusterlora.cli.verify import verify
-from clusterlora.errors import ClusterLoraError, printable
+from clusterlora.errors import ClusterLoraError, path_problem, printable
 
 EXAMPLES = """\b
 Examples:
@@ -119,6 +119,13 @@ def _print_error(error: Exception, *, debug: bool) -> None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         click.echo(f"error: the disk is full{where}; free some space and run the same command again: what finished is kept", err=True)
+        return
+    if isinstance(error, OSError) and (problem := path_problem(error)) is not None:
+        click.echo(f"error: {problem}", err=True)
+        return
+    if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
+        # Python reads a byte of the command line that is no text as such a character.
+        click.echo(f"error: {printable(error.object)} is no text: it is not UTF-8; write it in UTF-8", err=True)
         return
     first_line = next(iter(str(error).splitlines()), "")
     click.echo(f"error: unexpected {type(error).__name__}: {first_line}; for the traceback run: clusterlora --debug ...", err=True)

@@ -106,9 +106,11 @@ def _print_table(answer_by_method: dict[str, dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from clusterlora.errors import harmless
+
     table = Table(show_lines=True)
     for column in ("method", "answered by", "answer"):
         table.add_column(column, overflow="fold")
     for method, answer in answer_by_method.items():
-        table.add_row(Text(method), Text(answer["answered_by"]), Text(answer["text"]))
+        table.add_row(Text(method), Text(answer["answered_by"]), Text(harmless(answer["text"])))
     Console().print(table)

@@ -99,22 +99,24 @@ def preview(as_json: bool, **options: Any) -> None:
     """
     from clusterlora.cli.local_stores import open_local_stores
     from clusterlora.data.preview import LEARNT, previews
+    from clusterlora.errors import harmless
     from clusterlora.stages.base_checks import fitted_dataset
     from clusterlora.stages.prepare import as_prepared
 
     settings, base = as_prepared(study_from(options), open_local_stores())
     dataset, _ = fitted_dataset(settings, base.tokenizer)
-    shown = previews(settings, dataset.personas, base.tokenizer)
+    dialogues = previews(settings, dataset.personas, base.tokenizer)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in shown]))
+        click.echo(json.dumps([asdict(one) for one in dialogues]))
         return
     colours = sys.stdout.isatty()
     how = "learnt text is green" if colours else f"learnt text stands between {LEARNT[0]} and {LEARNT[1]}"
     click.echo(f"as base model {settings.model.base} reads them; {how}")
-    for one in shown:
+    for one in dialogues:
         click.echo(f"\n{one.heading}")
-        parts = [click.style(text, fg="green") if learnt else click.style(text, dim=True) for text, learnt in one.parts]
-        click.echo("".join(parts) if colours else one.marked)
+        shown = [(harmless(text), learnt) for text, learnt in one.parts]
+        parts = [click.style(text, fg="green") if learnt else click.style(text, dim=True) for text, learnt in shown]
+        click.echo("".join(parts) if colours else harmless(one.marked))
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data signal --data people.jsonl --set clustering.k=8\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from clusterlora.cli.progress import console_log
+from clusterlora.recipe import MOST_SEED
 
 
 @click.group(epilog="\b\nExample:\n  clusterlora models list\n")
@@ -41,7 +42,7 @@ def path(name: str, as_json: bool) -> None:
 @models.command(epilog="\b\nExample:\n  clusterlora models build homelm --out /tmp/homelm\n")
 @click.argument("name", type=click.Choice(["homelm"]))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write the model to.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights and data.")
+@click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Seed of weights and data.")
 @click.option("--json", "as_json", is_flag=True, help="Print its folder and its measures as JSON.")
 def build(name: str, out: Path, seed: int, as_json: bool) -> None:
     """Train the embedded base model again on generated data."""

@@ -50,6 +50,10 @@ _STUDY_OPTIONS = (
 )
 
 
+N_WORKERS = click.IntRange(1, 256)
+"""More workers are a slip: each is a process of 85 MB that asks the server for work every three seconds."""
+
+
 def study_options(command: Command) -> Command:
     """Add the options that `study_from` reads."""
     for option in reversed(_STUDY_OPTIONS):

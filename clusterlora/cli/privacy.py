@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.options import N_WORKERS
 from clusterlora.cli.orchestration import deployments, services_home
 from clusterlora.cli.progress import console_log, echo_stderr
 
@@ -25,7 +26,7 @@ Examples:
 )
 @click.option("--prompts", type=click.IntRange(min=1), default=300, show_default=True, help="Test and train prompts that each answers.")
 @click.option("--words", type=click.IntRange(min=2), default=8, show_default=True, help="Words in a row that count as a repetition.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes for training, with --canaries.  [default: as last asked for]")
+@click.option("--workers", type=N_WORKERS, help="Worker processes for training, with --canaries.  [default: as last asked for]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 def privacy(name: str, canaries: int | None, prompts: int, words: int, workers: int | None, as_json: bool) -> None:
     """Measure what the shared adapters and the champion of study NAME have memorised; its summary and report are written anew.

@@ -6,6 +6,7 @@ import sys
 import click
 
 from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.options import N_WORKERS
 from clusterlora.cli.orchestration import deployments, services_home
 from clusterlora.cli.progress import echo_stderr
 
@@ -29,7 +30,7 @@ Examples:
     type=click.FloatRange(min=0, max=0.99),
     help="Share of old dialogues among those that adapters with news are trained on.  [default: as the last time, at first 0.5]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: as last asked for]")
+@click.option("--workers", type=N_WORKERS, help="Worker processes for training.  [default: as last asked for]")
 @click.option("--no-wait", is_flag=True, help="Stop the servers when the refresh ends, also in a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def refresh(name: str, path: str, replay: float | None, workers: int | None, no_wait: bool, as_json: bool) -> None:

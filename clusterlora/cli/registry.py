@@ -11,7 +11,7 @@ import click
 from clusterlora.cli.local_stores import open_registry
 from clusterlora.cli.orchestration import tell_champion_moved
 from clusterlora.cli.printing import echo_columns
-from clusterlora.errors import counted
+from clusterlora.errors import counted, harmless
 
 if TYPE_CHECKING:
     from clusterlora.stores.mlflow_models import Version
@@ -60,10 +60,10 @@ def show(model: str, as_json: bool) -> None:
         return
     from clusterlora.evaluation.markdown import as_plain_text
 
-    click.echo(as_plain_text(version.card) or f"# {version.name}\n")
+    click.echo(harmless(as_plain_text(version.card)) or f"# {version.name}\n")
     click.echo(f"version {version.version}, aliases: {', '.join(version.aliases) or 'none'}, created {version.created}")
     for tag, value in sorted(version.tags.items()):
-        click.echo(f"  {tag:<20} {value}")
+        click.echo(f"  {tag:<20} {harmless(value)}")
 
 
 @registry.command(

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import click
 
+from clusterlora.cli.options import N_WORKERS
 from clusterlora.cli.orchestration import deployments, services_home
 from clusterlora.cli.progress import echo_stderr
 from clusterlora.errors import ServiceDown
@@ -19,7 +20,7 @@ _EXPORTED = (
 @click.command(epilog="\b\nExample:\n  clusterlora up --workers 1      one training at a time\n")
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
+    type=N_WORKERS,
     help="Worker processes for training; with at most half as many as GPUs each sees several.  [default: as last asked for; at first one "
     "per GPU, or 2]",
 )

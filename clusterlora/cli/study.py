@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +14,11 @@ import click
 from clusterlora.cli.child import in_child
 from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
-from clusterlora.cli.options import study_from, study_options
+from clusterlora.cli.options import N_WORKERS, study_from, study_options
 from clusterlora.cli.orchestration import deployments, in_prefect, services_home
 from clusterlora.cli.printing import echo_columns
 from clusterlora.cli.progress import console_log, echo_stderr
+from clusterlora.recipe import MOST_EPOCHS, MOST_LEARNING_RATE
 
 if TYPE_CHECKING:
     from clusterlora.ports.stores import Stores
@@ -59,9 +61,7 @@ def study() -> None:
 
 @study.command(epilog=_RUN_EXAMPLES)
 @study_options
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: as last asked for; at first one per GPU, or 2]"
-)
+@click.option("--workers", type=N_WORKERS, help="Worker processes for training.  [default: as last asked for; at first one per GPU, or 2]")
 @click.option("--no-wait", is_flag=True, help="Stop the servers when the study ends, also in a terminal.")
 @click.option("--show-settings", is_flag=True, help="Print all settings as JSON and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final state as JSON.  [default: table and verdict]")
@@ -90,7 +90,7 @@ def run(workers: int | None, no_wait: bool, show_settings: bool, as_json: bool, 
 @study.command(epilog=_PERMUTE_EXAMPLE)
 @study_options
 @click.option("--times", type=click.IntRange(1, 200), default=20, show_default=True, help="Studies with permuted labels.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: as last asked for]")
+@click.option("--workers", type=N_WORKERS, help="Worker processes for training.  [default: as last asked for]")
 @click.option("--json", "as_json", is_flag=True, help="Print the rate and one record per study as JSON.")
 def permute(times: int, workers: int | None, as_json: bool, **options: Any) -> None:
     """Run a study as often with everybody's dialogues exchanged at random, and print how often it claims personalisation.
@@ -120,7 +120,7 @@ def permute(times: int, workers: int | None, as_json: bool, **options: Any) -> N
 
 @study.command(epilog=_ESTIMATE_EXAMPLE)
 @study_options
-@click.option("--workers", type=click.IntRange(min=1), help="Workers to expect.  [default: one per GPU, two without a GPU]")
+@click.option("--workers", type=N_WORKERS, help="Workers to expect.  [default: one per GPU, two without a GPU]")
 @click.option("--json", "as_json", is_flag=True, help="Print the expected seconds of each phase, and of cheaper studies, as JSON.")
 def estimate(workers: int | None, as_json: bool, **options: Any) -> None:
     """Print how long a study would take on this machine, and what would be cheaper.
@@ -272,6 +272,14 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
         echo_columns(tuple(name.upper() for name in trials[0]), [tuple(trial.values()) for trial in trials])
 
 
+def _user_name() -> str:
+    """Return who runs this; the user's number where it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"user {os.getuid()}"
+
+
 @study.command(epilog="\b\nExample:\n  clusterlora study decide people --retry --learning-rate 1e-4 --epochs 6\n")
 @click.argument("name")
 @click.option("--go-on", "choice", flag_value="continue", help="Train the remaining adapters anyway.")
@@ -279,10 +287,10 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
 @click.option(
     "--retry", "choice", flag_value="retry", help="Train the judged cluster once more, with at least one of the next three options."
 )
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate of the retry.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the retry.")
+@click.option("--learning-rate", type=click.FloatRange(0, MOST_LEARNING_RATE, min_open=True), help="Peak learning rate of the retry.")
+@click.option("--epochs", type=click.IntRange(1, MOST_EPOCHS), help="Epochs of the retry.")
 @click.option("--init", type=click.Choice(["base", "unified"]), help="Initial weights of the retry.")
-@click.option("--by", default=getpass.getuser, show_default="your user name", help="Who decides; stored with the decision.")
+@click.option("--by", default=_user_name, show_default="your user name", help="Who decides; stored with the decision.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | None, init: Any, by: str, as_json: bool) -> None:
     """Decide how a study continues after its gate refused: at once if it waits (gate.on_failure=ask), else when it is run again."""
@@ -294,12 +302,12 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
     from clusterlora.errors import ServiceDown, UnknownName
     from clusterlora.metadata import Decision
     from clusterlora.planning.decisions import decide as record
-    from clusterlora.planning.ladder import refused
+    from clusterlora.planning.ladder import may_be_decided
     from clusterlora.planning.study_state import read_state
     from clusterlora.settings import Rung
 
     stores = open_local_stores()
-    if not refused(read_state(name, stores)):
+    if not may_be_decided(read_state(name, stores)):
         raise UnknownName(f"study {name} waits for no decision, as its gate did not refuse; see: clusterlora study status {name}")
     rung = Rung(name="asked", learning_rate=learning_rate, epochs=epochs, init=init) if changes else None
     record(name, stores, Decision(choice, rung, by))

@@ -38,6 +38,7 @@ def watch(name: str, stores: "Stores") -> None:
 def current_view(name: str, stores: "Stores") -> Group:
     """Return the current view."""
     from clusterlora.clustering.summary import sentence
+    from clusterlora.errors import harmless
     from clusterlora.planning.study_state import read_state
     from clusterlora.progress.estimate import sentences
     from clusterlora.progress.timeline import against_unified, next_step, phases
@@ -60,7 +61,7 @@ def current_view(name: str, stores: "Stores") -> Group:
     lines += [str(note) for note in seen.notes] if seen else []
     lines += latest_samples(stores.folder(name))
     lines += [machine_usage()] if stopped else [f"next: {next_step(state)}", machine_usage()]
-    return Group(table, *(Text(line) for line in lines))
+    return Group(table, *(Text(harmless(line)) for line in lines))
 
 
 def machine_usage() -> str:

@@ -19,7 +19,7 @@ from clusterlora.data.similar_ids import described, similar_ids
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import BEYOND, SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
 from clusterlora.data.twins import nameless_text, near_twins, own_words
-from clusterlora.errors import counted, printable
+from clusterlora.errors import BadData, counted, path_problem, printable
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Persona, Split
 
@@ -99,7 +99,12 @@ def read(settings: DataSettings) -> SourceData:
 
 def _read(settings: DataSettings, problems: Problems) -> SourceData:
     """Return what the source holds, whole conversations where rows repeat the history; with a file of splits, only what that file lists."""
-    reading = SOURCES[settings.source](settings, problems)
+    try:
+        reading = SOURCES[settings.source](settings, problems)
+    except OSError as error:
+        if (problem := path_problem(error)) is None:
+            raise
+        raise BadData(problem) from error
     _refuse_repeated_names(reading, problems)
     if problems.count:
         return reading

@@ -113,7 +113,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     """Return what a model folder's JSON file says. Raises ModelUnavailable if it is not a JSON object."""
     try:
         settings: object = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
     if not isinstance(settings, dict):
         raise ModelUnavailable(

@@ -68,7 +68,7 @@ def _named(index: Path) -> frozenset[str]:
     """Return the files that an index of weights names. Raises ModelUnavailable where it is none."""
     try:
         return frozenset[str](json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelUnavailable(f"{index} is no index of weights ({error!r}); get it again from where the model comes from") from error
 
 

@@ -1,5 +1,7 @@
 """The gate's ladder: the configurations that the judged cluster tries, the gate's decision, and whether a person has to decide."""
 
+from dataclasses import replace
+
 from clusterlora.errors import UnknownName, counted
 from clusterlora.gate.judged_cluster import judged_cluster
 from clusterlora.gate.required_share import later_rungs_can_pass
@@ -53,8 +55,17 @@ def next_rung(state: StudyState) -> Rung | None:
 
 
 def worth_trying(state: StudyState) -> tuple[Rung, ...]:
-    """Return the rungs that the gate tries until one passes: without the settings' ladder where it can mend nothing."""
-    return (OWN, *state.retry_rungs) if why_not_climbed(state) else rungs(state)
+    """Return the rungs that the gate tries until one passes: without the settings' ladder where it can mend nothing.
+
+    A retry that a later decision replaced before it was judged is not tried: it may be one that cannot be trained.
+    """
+    judged = {verdict.rung for verdict in state.verdicts}
+    retries = tuple(
+        decision.rung
+        for decision in state.decisions
+        if decision.rung is not None and (decision is state.decisions[-1] or decision.rung.name in judged)
+    )
+    return (OWN, *(() if why_not_climbed(state) else state.settings.gate.ladder), *retries)
 
 
 def why_not_climbed(state: StudyState) -> tuple[str, ...]:
@@ -96,6 +107,13 @@ def decided_rung(state: StudyState) -> Rung:
 def refused(state: StudyState) -> bool:
     """Return whether the gate stops further training: every rung worth trying failed, and nobody decided to continue."""
     return _none_passed(state) and not _continues(state)
+
+
+def may_be_decided(state: StudyState) -> bool:
+    """Return whether a person may decide: the gate refused, or the retry that was decided on has no verdict yet."""
+    retry = state.decisions[-1].rung if state.decisions else None
+    waits = retry is not None and retry.name not in {verdict.rung for verdict in state.verdicts}
+    return refused(state) or (waits and _none_passed(replace(state, decisions=())))
 
 
 def awaits_decision(state: StudyState) -> bool:

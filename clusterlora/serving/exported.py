@@ -32,7 +32,7 @@ def router_of_export(folder: Path, *, n_resident: int = MOST_RESIDENT) -> Router
         routes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         # Written down and read again, every field is checked.
         table = from_plain(RoutingTable, plain(_table(folder, routes)))
-    except (BadData, OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (BadData, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadData(f"{file} is not of a folder that `clusterlora registry export` has written ({problem}); export it again") from problem
     folders = {route: folder / "adapters" / route for route in table.keys}
     for route, adapter in folders.items():

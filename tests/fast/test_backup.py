@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import shutil
 import sqlite3
@@ -327,6 +328,26 @@ def test_whatever_fails_while_it_is_put_in_place_is_taken_back_and_can_be_repeat
 
 def refuse(*_: object) -> None:
     raise BadSettings("no")
+
+
+def test_all_files_are_on_disk_before_the_study_database_that_speaks_of_them(
+    installed: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(installed, tmp_path / "all.tar", with_passwords=True)
+    there, put_database = place_at(tmp_path / "there"), restore_module.restore_database
+    synced: set[int] = set()
+    seen: dict[Path, bool] = {}
+
+    def look(url: str, file: Path) -> None:
+        for path in (path for folder in (there.results, there.services) for path in folder.rglob("*")):
+            seen[path] = path.stat().st_ino in synced
+        put_database(url, file)
+
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    monkeypatch.setattr(restore_module, "restore_database", look)
+    restore(there, tmp_path / "all.tar")
+    assert len(seen) > 10
+    assert [str(path) for path, safe in seen.items() if not safe] == []
 
 
 def test_a_restore_that_was_killed_is_told_by_the_next(installed: Place, tmp_path: Path) -> None:

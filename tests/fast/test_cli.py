@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import click
 import pytest
@@ -104,6 +105,70 @@ def test_a_full_disk_is_told_as_one(capsys: pytest.CaptureFixture[str], monkeypa
     assert main(["compare"]) == 1
     told = capsys.readouterr().err
     assert told == "error: the disk is full at /results/answers; free some space and run the same command again: what finished is kept\n"
+
+
+@pytest.mark.parametrize("command", [["data", "validate", "--data"], ["study", "run", "--show-settings", "--base-model"]])
+def test_a_path_that_the_system_refuses_is_named_with_the_fix(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a" * 300
+    assert main([*command, long]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.endswith(f"{long}: file name too long; give a shorter one\n")
+
+
+def test_data_that_another_user_closed_are_named_with_the_fix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "people.jsonl"
+    file.write_text('{"persona_id": "a", "prompt": "?", "response": "!"}\n')
+    open_file = Path.open
+
+    def closed(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == file.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_file(path, *args, **options)
+
+    # A test that runs as root can read every file.
+    monkeypatch.setattr(Path, "open", closed)
+    assert main(["data", "validate", "--data", str(file)]) == 1
+    assert capsys.readouterr().err == f"error: {file}: permission denied; let this user read it, or write there\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["study", "status"], ["study", "verify"], ["study", "cost"], ["chat", "--persona", "x", "--study"], ["study", "decide", "--stop"]],
+)
+def test_a_name_that_is_no_text_is_refused_in_one_line(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path))
+    monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
+    assert main([*words, os.fsdecode(b"nom\xe9")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "nom\\udce9" in line
+    assert "unexpected" not in line
+
+
+def test_so_many_workers_are_refused_before_one_is_started(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--workers", "10000"]) == 2
+    assert "10000 is not in the range 1<=x<=256" in capsys.readouterr().err
+
+
+def test_whoever_decides_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 10001")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    decide = cast("click.Group", cli.commands["study"]).commands["decide"]
+    (by,) = [option for option in decide.params if option.name == "by"]
+    assert by.get_default(click.Context(decide)) == f"user {os.getuid()}"
+
+
+def test_a_null_character_in_a_path_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.toml").write_text('[data]\npath = "a\\u0000b.jsonl"\n')
+    assert main(["study", "run", "--show-settings", "--config", str(tmp_path / "study.toml")]) == 1
+    assert capsys.readouterr().err == "error: 'a\\x00b.jsonl' is no path: it contains a null character; remove it\n"
 
 
 @pytest.mark.parametrize("words", [["https://hooks.example.com/team"], ["--block", "slack-webhook/team"], ["--off"]])

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from clusterlora import cli
+from clusterlora.cli.chat import _print_table as print_answers  # pyright: ignore[reportPrivateUsage]
 from clusterlora.cli.printing import echo_columns, print_whole
+from clusterlora.errors import harmless
 from clusterlora.evaluation.markdown import markdown_table
 from deployments.study_results import _print_markdown  # pyright: ignore[reportPrivateUsage]
 
@@ -73,3 +75,14 @@ def test_no_command_prints_a_table_of_numbers_in_whatever_width_there_is() -> No
 def test_piped_markdown_has_no_entities_and_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     _print_markdown(Console(file=io.StringIO()), markdown_table(["who"], [["a<b> & [c]|`d`"]], right=[False]))
     assert "| a<b> & [c]|`d` |" in capsys.readouterr().out
+
+
+ESCAPES = "\x1b]52;c;aGk=\x07 \x9b31m first\r\n\tsecond \u00e9 \u4e2d"
+
+
+def test_a_text_of_people_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harmless(ESCAPES) == "\\x1b]52;c;aGk=\\x07 \\x9b31m first\\r\n\tsecond \u00e9 \u4e2d"
+    print_answers({"unified": {"answered_by": "unified", "text": ESCAPES}})
+    printed = capsys.readouterr().out
+    assert "second" in printed
+    assert not set(printed) & {"\x1b", "\x07", "\x9b", "\r"}

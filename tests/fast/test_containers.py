@@ -16,6 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKER = CHECKOUT / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILES = {service["image"]: service["build"]["dockerfile"] for service in SERVICES.values() if "build" in service}
 PINNED = re.compile(r"[a-z]+:\d+\.\d+(\.\d+)?-[a-z-]+@sha256:[0-9a-f]{64}")
 
 
@@ -110,7 +111,7 @@ def test_both_servers_ask_for_a_password():
 def test_every_service_waits_for_its_dependencies_and_has_a_health_check():
     for name, service in SERVICES.items():
         image = service["image"]
-        dockerfile = service.get("build", {}).get("dockerfile", "")
+        dockerfile = DOCKERFILES.get(image, "")
         own = "healthcheck" in service
         assert own or "HEALTHCHECK" in (CHECKOUT / dockerfile).read_text(), f"{name} ({image}) has no health check"
         for needed, how in service.get("depends_on", {}).items():
@@ -162,8 +163,33 @@ def test_an_image_is_built_in_stages_from_a_pinned_base_and_is_not_root(image: s
 
 
 def test_every_image_from_elsewhere_is_pinned_by_digest():
-    ours = {service["image"] for service in SERVICES.values() if "build" in service}
-    assert all(PINNED.fullmatch(service["image"]) for service in SERVICES.values() if service["image"] not in ours)
+    assert all(PINNED.fullmatch(service["image"]) for service in SERVICES.values() if service["image"] not in DOCKERFILES)
+    for file in DOCKERFILES.values():
+        assert "syntax=" not in (CHECKOUT / file).read_text(), "a syntax line names an image that is pulled before the build"
+
+
+def test_every_image_is_built_by_one_service():
+    built = [service["image"] for service in SERVICES.values() if "build" in service]
+    assert sorted(built) == ["clusterlora-server:0.1.0", "clusterlora-worker:0.1.0"], "built twice at once, an image can already exist"
+    assert {service["image"] for service in SERVICES.values()} >= DOCKERFILES.keys()
+
+
+def test_a_command_in_a_container_has_the_secrets():
+    # `exec` starts its command beside the entrypoint, which turns the secret files into what programs read.
+    texts = [
+        file.read_text(encoding="utf-8") for file in (CHECKOUT / "README.md", DOCKER / "compose.yaml", *(CHECKOUT / "docs").glob("*.md"))
+    ]
+    commands = [command for text in texts for command in re.findall(r"docker compose .* exec (?:-\S+ )*\S+ (\S+)", text)]
+    assert len(commands) >= 2
+    assert set(commands) == {"entrypoint.sh"}
+
+
+def test_a_checkout_under_a_strict_umask_is_readable_in_the_images():
+    for file in DOCKERFILES.values():
+        final = (CHECKOUT / file).read_text().rpartition("\nFROM ")[2]
+        copied = [line for line in final.splitlines() if line.startswith("COPY ")]
+        assert all("--from=build" in line or "--chmod=" in line for line in copied)
+    assert "RUN chmod -R a+rX ." in (DOCKER / "worker.Dockerfile").read_text()
 
 
 def test_what_builds_the_images_has_the_hashes_of_its_lock():

@@ -155,6 +155,7 @@ def test_any_file_of_older_scripts_is_read_or_refused_in_one_line_per_problem(tm
     @example(b'{"ann": 0, "bob": 999999999}')
     @example(b"[" * 100_000)
     @example(b"9" * 5000)
+    @example(b'{"ann": 1' + b"0" * 400 + b"}")
     def case(content: bytes) -> None:
         file = tmp_path / "older.json"
         file.write_bytes(content)

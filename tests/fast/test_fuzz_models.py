@@ -26,6 +26,10 @@ __all__ = ["fuzz"]
 TURNS = (Turn("system", "Be brief."), Turn("user", "Light?"), Turn("assistant", "On."), Turn("user", "Off?"))
 SETTINGS_OF_BASES = ("config.json", "tokenizer_config.json", "generation_config.json")
 VALUES = SCALAR | st.lists(SCALAR, max_size=2) | st.dictionaries(st.sampled_from(["a", "content", "rope_type"]), SCALAR, max_size=2)
+DEEP = b"[" * 100_000
+_HEADER = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e400]}}'
+ENDLESS = len(_HEADER).to_bytes(8, "little") + _HEADER
+"""Weights that end at infinity."""
 BEYOND_MEMORY = {"num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "head_dim"}
 """Sizes: what a large one takes is no question of how it is refused."""
 
@@ -55,6 +59,7 @@ def test_any_settings_of_a_base_model_are_used_or_refused(name: str, whole: Path
 
     @fuzz
     @given(changes(values).map(lambda changed: json.dumps({**values, **changed}).encode()) | spoilt_bytes(original))
+    @example(DEEP)
     def case(content: bytes) -> None:
         (whole / name).write_bytes(content)
         outcome_of(lambda: use_base(whole), refusals=ClusterLoraError)
@@ -120,6 +125,7 @@ def test_any_adapter_is_imported_or_refused(tiny_base_folder: Path, tmp_path: Pa
 
     @fuzz
     @given(changes(values).map(lambda changed: json.dumps({**values, **changed}).encode()) | spoilt_bytes(config), spoilt_bytes(weights))
+    @example(DEEP, ENDLESS)
     def case(new_config: bytes, new_weights: bytes) -> None:
         for its_config, its_weights in ((new_config, weights), (config, new_weights)):
             (folder / "adapter_config.json").write_bytes(its_config)

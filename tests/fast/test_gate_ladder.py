@@ -1,28 +1,41 @@
 """A gate that cannot pass is not climbed: thresholds out of reach are told, and rungs that can mend nothing are not run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from clusterlora.comparison.champion import LEAST_PERSONAS
-from clusterlora.errors import BadData
+from clusterlora.errors import BadData, BadSettings
 from clusterlora.gate.ceiling import Ceiling, ceiling
 from clusterlora.gate.power import Power, gate_power, measured_power
 from clusterlora.gate.report import markdown
 from clusterlora.metadata import ComparisonSummary, Decision
 from clusterlora.planning.decisions import decide
-from clusterlora.planning.ladder import OWN, command_to_continue, next_rung, refused, why_not_climbed
+from clusterlora.planning.ladder import (
+    OWN,
+    command_to_continue,
+    may_be_decided,
+    next_rung,
+    refused,
+    rung_by_name,
+    why_not_climbed,
+    worth_trying,
+)
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timeline import next_step, phases
-from clusterlora.settings import ClusteringSettings, GateSettings, Study, prepared
+from clusterlora.settings import ClusteringSettings, GateSettings, Rung, Study, prepared
 from clusterlora.stages.evaluate import compared_personas
 from clusterlora.stages.judge import judge_rung, measure_ceiling
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Clustering, Criterion, Verdict
+from tasks.decision import GateDecision
 from tasks.preparation import cluster
 from tests.fixtures.stages import run
 
@@ -108,6 +121,38 @@ def test_no_further_rung_is_run_for_so_few_people_that_it_passes_by_luck_alone()
     assert next_rung(six) is not None
     careless = state_with(GateSettings(later_rungs_luck=None), verdict("above_unified", n_personas=5))
     assert next_rung(careless) is not None, "whoever turns the correction off climbs"
+
+
+def test_a_retry_that_never_got_a_verdict_can_be_decided_on_again():
+    climbed = state_with(GateSettings(ladder=()), verdict("above_unified"))
+    assert refused(climbed)
+    retry = Decision("retry", Rung(name="asked-1", epochs=7))
+    waiting = replace(climbed, decisions=(retry,))
+    assert next_rung(waiting) == retry.rung
+    assert may_be_decided(waiting), "its training may have failed"
+    stopped = replace(climbed, decisions=(retry, Decision("stop")))
+    assert next_rung(stopped) is None
+    assert refused(stopped)
+    assert rung_by_name(stopped, "asked-1") == retry.rung, "a training of it may still run"
+    second = Decision("retry", Rung(name="asked-2", epochs=2))
+    again = replace(climbed, decisions=(retry, second))
+    assert next_rung(again) == second.rung
+    judged = replace(again, verdicts=(*climbed.verdicts, verdict("above_unified", rung="asked-1")))
+    assert worth_trying(judged) == (OWN, retry.rung, second.rung), "what was judged counts"
+    assert not may_be_decided(state_with(GateSettings(ladder=()), verdict()))
+    assert not may_be_decided(replace(climbed, decisions=(Decision("continue"),)))
+
+
+@pytest.mark.parametrize(
+    "slip", [{"learning_rate": 1e4}, {"learning_rate": math.inf}, {"learning_rate": math.nan}, {"epochs": 10_001}, {"epochs": 0}]
+)
+def test_a_retry_that_cannot_be_trained_is_refused_before_it_is_recorded(slip: dict[str, Any], stores: Stores):
+    stores.studies.create_study(prepared(Study(name="mine"), "float32"))
+    with pytest.raises(BadSettings, match=rf"a retry with recipe.{next(iter(slip))} = .*: use (at most|at least|more than)"):
+        decide("mine", stores, Decision("retry", Rung(name="asked", **slip)))
+    assert not read_state("mine", stores).decisions
+    with pytest.raises(ValidationError):
+        GateDecision(choice="retry", **slip)
 
 
 def test_a_gate_of_people_who_differ_as_they_were_seen_to_differ_does_not_contradict_its_interval():

@@ -1,7 +1,6 @@
 """Following a study to its end, through crashes of its own run and of the servers."""
 
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -79,7 +78,7 @@ def test_a_study_whose_services_were_stopped_is_not_launched_again(tmp_path: Pat
 def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServices]:
     """Return stand-ins for the services, used by this process."""
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     ServicesState(Addresses(free_port(), free_port())).save(private_files.make_folder(tmp_path / "stack"))
     with stand_ins():
         yield launch.local_services.up(tmp_path / "stack", user="study mine", log=lambda _: None)

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +29,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
     monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
     # The lock on ports is machine-wide: without this, tests would wait for services that start elsewhere.
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 def start(tmp_path: Path, *argv: str) -> Process:

@@ -1,6 +1,7 @@
 """Dialogues are shown as they are trained on: every token, which are learnt, and what is cut."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,15 @@ def test_the_command_shows_three_dialogues_with_marks_where_there_are_no_colours
     assert printed.count(LEARNT[0]) > 3
     assert main(["data", "preview", *small, *splits, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3
+
+
+def test_what_people_wrote_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "people.jsonl"
+    rows = [
+        {"persona_id": p, "prompt": f"question {n}", "response": f"\x1b]52;c;aGk=\x07 answer {n} of {p}"} for p in "ab" for n in range(5)
+    ]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    assert main(["data", "preview", "--data", str(file), "--base-model", "homelm"]) == 0
+    printed = capsys.readouterr().out
+    assert "\\x1b]52;c;aGk=\\x07 answer" in printed
+    assert not set(printed) & {"\x1b", "\x07"}

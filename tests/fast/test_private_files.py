@@ -85,3 +85,22 @@ def test_the_study_database_is_inaccessible_to_other_users(tmp_path: Path) -> No
     assert stores.studies.studies() == ()
     assert mode(tmp_path / "fresh") == 0o700
     assert {mode(file) for file in tmp_path.glob("studies.db*")} == {0o600}
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stack").touch()
+    for path in (tmp_path / "stack", tmp_path / "stack" / "below"):
+        with pytest.raises(BadSettings, match=f"{path} cannot be a folder"):
+            private_files.make_folder(path)
+
+
+def test_nobody_keeps_others_from_starting_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    machine_folder = local_services._machine_folder  # pyright: ignore[reportPrivateUsage]
+    assert machine_folder(tmp_path) == tmp_path / "runtime" / "clusterlora"
+    (tmp_path / "taken").touch()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "taken"))
+    assert machine_folder(tmp_path) == tmp_path / "me" / ".cache" / "clusterlora-locks"
+    monkeypatch.setenv("HOME", str(tmp_path / "taken"))
+    assert machine_folder(tmp_path) == tmp_path, "of its own home at least"

@@ -6,7 +6,6 @@ Real programs and processes; servers and workers are stand-ins (tests/fixtures/s
 import json
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -23,8 +22,7 @@ SERVERS = ["prefect-server", "mlflow-server", "worker-gpu-0"]
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
     # Its own lock and free ports: other tests on this machine start services, too.
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     services_state.ServicesState(Addresses(free_port(), free_port())).save(private_files.make_folder(tmp_path / "stack"))
     return tmp_path / "stack"
 

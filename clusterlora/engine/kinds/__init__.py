@@ -40,7 +40,7 @@ def kind_of(folder: Path) -> AdapterKind:
     file = folder / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadData(f"{folder} is not a PEFT adapter: {file.name} cannot be read ({error}); save it with save_pretrained") from error
     return _kind_by(config, name=folder.name)
 
