@@ -259,7 +259,7 @@ class ComparisonSummary:
     """What the comparison of the methods found: its champion, if there is one, the sentence that says so, and every method's score.
 
     `gate_refused`: the gate judged, and no rung passed. `claims_personalisation`: the sentence says that people gain because of who they
-    are, as the champion beats both the reference and the control that tells.
+    are, as the champion beats both the reference and the control that tells. `reference` is the method that differences are to.
     """
 
     champion: str | None
@@ -267,6 +267,7 @@ class ComparisonSummary:
     scores: tuple[MethodScore, ...] = ()
     gate_refused: bool = False
     claims_personalisation: bool = False
+    reference: str = "unified"
 
     @property
     def beats_reference(self) -> bool:

@@ -59,7 +59,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     if trials := tuning_markdown(state):
         yield "## Recipes"
         yield trials
-    yield "## Against unified so far"
+    yield "## Scores so far"
     yield ""
     yield from (f"- {line}" for line in against_unified(state) or ("nothing is judged yet",))
     yield from (f"- decision on the gate: {decision}" for decision in state.decisions)

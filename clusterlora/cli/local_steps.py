@@ -73,7 +73,7 @@ def train(
     if as_json:
         click.echo(json.dumps({"study": study.name, "adapters": names, "trained": n_trained, "folder": str(folder)}))
         return
-    n_before = len(names) - n_trained
+    n_before = len({plan.keys[name] for name in plan.with_needs(names)}) - n_trained
     click.echo(f"{counted(n_trained, 'adapter')} trained, {n_before} trained before" if n_before else "trained")
     click.echo(f"adapters {folder / 'models'}")
     click.echo(f"logs     {folder / 'logs'}")

@@ -14,12 +14,15 @@ def unified_wide(view: StudyView) -> MethodPlan:
     Raises:
         BadSettings: so large a rank is more than an adapter may have.
     """
-    recipe, times = view.recipe_of("unified"), len(view.members)
-    if recipe.rank * times > MOST_RANK:
+    recipe, of_one, n_clusters = view.recipe_of("unified"), view.cluster_recipe.rank, len(view.members)
+    rank = of_one * n_clusters
+    if rank > MOST_RANK:
         raise BadSettings(
-            f"method unified_wide: {times} clusters of rank {recipe.rank} have more than the rank of {MOST_RANK} that one adapter may "
+            f"method unified_wide: {n_clusters} clusters of rank {of_one} have more than the rank of {MOST_RANK} that one adapter may "
             "have; lower recipe.rank or clustering.k, or leave the method out"
         )
-    recipe = replace(recipe, rank=recipe.rank * times, alpha=recipe.alpha * times)
+    times = rank / recipe.rank
+    # The update is scaled by alpha / r, in rslora by alpha / sqrt(r).
+    recipe = replace(recipe, rank=rank, alpha=recipe.alpha * (times**0.5 if recipe.kind == "rslora" else times))
     adapter = replace(unified_adapter(view), name="unified-wide", recipe=recipe)
     return MethodPlan("unified_wide", (adapter,), tuple((p, (composition_of(adapter),)) for p in view.persona_ids))

@@ -6,14 +6,17 @@ from clusterlora.settings import Study
 
 
 def next_request(study: Study, group: TrainingGroup, stores: Stores) -> TrainRequest:
-    """Return the attempt to run, with half the micro-batch of the last one if that ran out of memory.
+    """Return the attempt to run: with half the micro-batch of the last one if that ran out of memory, and never more than is set now.
 
     An attempt that is still open is returned again, so that its run is found instead of started twice.
     """
     attempts = stores.studies.attempts(study.name, group.name)
-    number, micro_batch = 1, study.runtime.micro_batch or study.recipe.batch_size
+    most = study.runtime.micro_batch or study.recipe.batch_size
+    number, micro_batch = 1, most
     if attempts:
         last = attempts[-1]
         number = last.number if last.state == "running" else last.number + 1
         micro_batch = max(1, last.micro_batch // 2) if last.state == "out_of_memory" else last.micro_batch
+        # What the kernel kills, or a GPU's driver, is no error that halves it: whoever lowers the setting is heard.
+        micro_batch = min(micro_batch, most)
     return TrainRequest(study_name=study.name, group=group, micro_batch=micro_batch, attempt=number)

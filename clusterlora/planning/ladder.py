@@ -34,8 +34,13 @@ def gated(state: StudyState) -> bool:
 
 
 def rungs(state: StudyState) -> tuple[Rung, ...]:
-    """Return the ladder: the study's own configuration first, the rungs of people's retries last."""
-    return (OWN, *state.settings.gate.ladder, *state.retry_rungs)
+    """Return the ladder: the study's own configuration first, the rungs of people's retries last.
+
+    A refresh trains by the rung that was decided for the study it goes on from, which may have been a person's retry there.
+    """
+    own = (OWN, *state.settings.gate.ladder, *state.retry_rungs)
+    earlier = (state.start.rung,) if state.start is not None else ()
+    return (*own, *(rung for rung in earlier if rung.name not in {one.name for one in own}))
 
 
 def rung_by_name(state: StudyState, name: str) -> Rung:
@@ -107,6 +112,11 @@ def decided_rung(state: StudyState) -> Rung:
 def refused(state: StudyState) -> bool:
     """Return whether the gate stops further training: every rung worth trying failed, and nobody decided to continue."""
     return _none_passed(state) and not _continues(state)
+
+
+def goes_on_after_refusal(state: StudyState) -> bool:
+    """Return whether a study that was compared because its gate refused is to train the rest all the same, and has not ended since."""
+    return state.outcome is not None and state.outcome.gate_refused and not refused(state) and state.status != "finished"
 
 
 def may_be_decided(state: StudyState) -> bool:

@@ -13,7 +13,7 @@ from clusterlora.clustering.choice import FOLDS, LARGEST_K
 from clusterlora.evaluation.metrics import generates
 from clusterlora.metadata import Probe, Rates
 from clusterlora.planning.cut import at_most
-from clusterlora.planning.ladder import worth_trying
+from clusterlora.planning.ladder import goes_on_after_refusal, worth_trying
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timing import duration
@@ -70,7 +70,7 @@ class Estimate:
 
 def estimate(state: StudyState) -> Estimate | None:
     """Return what is left of a study to do, in seconds; None before its probe, or when it has finished."""
-    if state.probe is None or state.data is None or state.outcome is not None:
+    if state.probe is None or state.data is None or (state.outcome is not None and not goes_on_after_refusal(state)):
         return None
     probe = corrected(state, state.probe)
     work = remaining_work(state, probe.lengths)

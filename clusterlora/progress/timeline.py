@@ -5,7 +5,16 @@ from dataclasses import dataclass, replace
 
 from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.planning.ladder import GATED, awaits_decision, command_to_continue, gated, next_rung, refused, worth_trying
+from clusterlora.planning.ladder import (
+    GATED,
+    awaits_decision,
+    command_to_continue,
+    gated,
+    goes_on_after_refusal,
+    next_rung,
+    refused,
+    worth_trying,
+)
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.tuning import chosen, planned_methods, tuned_methods
 from clusterlora.planning.work_plan import trained_adapters, work_plan
@@ -53,7 +62,7 @@ def phases(state: StudyState) -> tuple[Phase, ...]:
         gate,
         training,
         evaluation,
-        Phase("compare", "done" if state.outcome else "to do", seconds.get("compare")),
+        Phase("compare", "done" if state.outcome and not goes_on_after_refusal(state) else "to do", seconds.get("compare")),
         Phase("register", "done" if state.status == _FINISHED else "to do", seconds.get("register")),
     )
 
@@ -82,7 +91,7 @@ def _training(state: StudyState, spent: float | None) -> Phase:
 
 def _evaluation(state: StudyState, seconds: Mapping[str, float]) -> Phase:
     answered = seconds.get("evaluate test")
-    if state.outcome is not None:
+    if state.outcome is not None and not goes_on_after_refusal(state):
         return Phase("evaluate", "done", answered)
     return Phase("evaluate", "to do" if answered is None else "under way", answered)
 
@@ -94,10 +103,12 @@ def against_unified(state: StudyState) -> tuple[str, ...]:
         f"on val, {v.adapter}: {metric.difference(metric.gain(v.gain))} against unified, {'passed' if v.passed else 'refused'}"
         for v in state.verdicts
     ]
-    for score in state.outcome.scores if state.outcome else ():
+    if state.outcome is None:
+        return tuple(sentences)
+    for score in state.outcome.scores:
         if score.difference is not None and score.ci_low is not None and score.ci_high is not None:
             mean, low, high = (metric.format(value, signed=True) for value in (score.difference, score.ci_low, score.ci_high))
-            sentences.append(f"on test, {score.method}: {mean} against unified [{low}, {high}]")
+            sentences.append(f"on test, {score.method}: {mean} against {state.outcome.reference} [{low}, {high}]")
     return tuple(sentences)
 
 
@@ -105,6 +116,8 @@ def _after_the_end(state: StudyState) -> str:
     """Return what to do with a finished study: serve its champion where it has one, else what would go on."""
     if refused(state):
         return f"The gate refused. To train the rest all the same: {command_to_continue(state.name)}"
+    if state.moved is not None and not state.moved.moved:
+        return f"Nothing: the refresh is finished, and the champion stays: {state.moved.reason}."
     if state.outcome is not None and state.outcome.champion is not None:
         return f"Nothing: the study is finished. Serve its champion, {state.outcome.champion}, or look at the report."
     return "Nothing: the study is finished, without a champion. The verdict says why; more people or dialogues, or another base, may help."

@@ -1,7 +1,7 @@
 """What the registry says of a model: made of what, scored how, under which licence, and how to load it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from clusterlora.errors import counted
 from clusterlora.evaluation.markdown import cell
@@ -9,6 +9,7 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import ComparisonSummary, Provenance
 from clusterlora.models.base import base_licence
 from clusterlora.ports.model_registry import About
+from clusterlora.recipe import Recipe
 from clusterlora.serving.elsewhere import BASE_FOLDER, PEFT_LINES, answer_settings
 from clusterlora.settings import PreparedStudy
 
@@ -22,6 +23,7 @@ def about(
     method: str,
     n_personas: int,
     weights_sha256: Mapping[str, str],
+    recipes: Iterable[Recipe],
 ) -> About:
     """Return card and tags of a model that answers as a method does.
 
@@ -30,9 +32,10 @@ def about(
         model: its name in the registry.
         n_personas: how many people its adapters learned from.
         weights_sha256: the digests of its adapters' weights, by content key.
+        recipes: what its adapters were trained by.
     """
     says = _verdict(summary, method)
-    digest, recipe = provenance.data_digest, study.recipe
+    digest = provenance.data_digest
     tags = {
         "comparison": _result(summary, method),
         "comparison_says": says,
@@ -53,11 +56,20 @@ def about(
         *_lineage(study),
         f"- **Data**: `{digest}`, {counted(n_personas, 'persona')} to learn from, {study.data.source} source",
         *_weights(weights_sha256),
-        f"- **Recipe**: rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}",
+        f"- **Recipe**: {'; '.join(dict.fromkeys(map(_words, recipes))) or 'none, as nothing is trained'}",
         f"- **Score**: {_score(study, summary, method)}",
         *_answering(study, provenance, model),
     ]
     return About("\n".join(lines) + "\n", tags)
+
+
+def _words(recipe: Recipe) -> str:
+    size = (
+        f"prefix of {recipe.rank} virtual tokens"
+        if recipe.kind == "prefix"
+        else f"{recipe.kind}, rank {recipe.rank}, alpha {recipe.alpha:g}"
+    )
+    return f"{size}, {recipe.epochs} epochs, batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
 
 
 def _lineage(study: PreparedStudy) -> list[str]:
@@ -101,8 +113,7 @@ def _weights(weights_sha256: Mapping[str, str]) -> list[str]:
 
 
 def _score(study: PreparedStudy, summary: ComparisonSummary | None, method: str) -> str:
-    score = summary.score(method) if summary else None
-    if score is None:
+    if summary is None or (score := summary.score(method)) is None:
         return "not compared"
     metric = METRICS[study.evaluation.headline]
     unit = "%" if metric.percent else ""
@@ -111,7 +122,7 @@ def _score(study: PreparedStudy, summary: ComparisonSummary | None, method: str)
     text = f"{metric.label} {mean}{unit} [{low}, {high}]"
     if score.difference is not None and score.ci_low is not None and score.ci_high is not None:
         difference, low, high = (metric.format(value, signed=True) for value in (score.difference, score.ci_low, score.ci_high))
-        text += f", {difference} against unified [{low}, {high}]"
+        text += f", {difference} against {summary.reference} [{low}, {high}]"
     return f"{text}, 95% intervals, {counted(score.n_items, 'item')} of {counted(score.n_personas, 'persona')}"
 
 

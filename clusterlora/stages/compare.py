@@ -160,6 +160,10 @@ def compared(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> 
         if state.moved is not None and state.moved.elsewhere is not None:
             moved = left_elsewhere(moved, state.moved.elsewhere)
         state = replace(state, moved=moved)
+        # What a refresh ends with: the alias, not whom the comparison alone would have chosen.
+        said = f"The champion {'moves' if moved.moved else 'stays'}: {moved.reason}. {comparison.sentence}"
+        champion = moved.challenger if moved.moved else comparison.reference
+        comparison = replace(comparison, champion=champion, no_champion=None, sentence=said)
         found = refresh_rows(state, plan, rows, old_rows, stores)
     return Compared(comparison, rows, of_judge, found, state)
 
@@ -200,14 +204,12 @@ def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:
         )
         for result in comparison.methods
     ]
-    champion, said = comparison.champion, comparison.sentence
-    if state.moved is not None:
-        champion = state.moved.challenger if state.moved.moved else None
-        said = f"The champion {'moves' if state.moved.moved else 'stays'}: {state.moved.reason}. {said}"
     return ComparisonSummary(
-        champion,
-        said,
+        # A champion that stays is another study's to register.
+        None if state.moved is not None and not state.moved.moved else comparison.champion,
+        comparison.sentence,
         tuple(scores),
+        reference=comparison.reference or REFERENCE,
         gate_refused=bool(state.verdicts) and not any(verdict.passed for verdict in state.verdicts),
         claims_personalisation=claims_personalisation(comparison),
     )

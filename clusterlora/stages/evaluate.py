@@ -162,7 +162,7 @@ def _test(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
     state, study = runner.state, runner.study
     everyone = compared_personas(state)
     persona_ids = everyone[shard - 1 :: shards]
-    methods = _methods(state, plan, everyone)
+    methods = _methods(state, plan, everyone, runner.log)
     n_answers, chosen = _choices(runner, plan, methods, persona_ids, everyone)
     routes = [Route(name, p, composition, seed) for (name, seed, p), composition in chosen.items() if p in set(persona_ids)]
     pairs = list(dict.fromkeys((route.persona_id, route.composition) for route in routes))
@@ -184,9 +184,20 @@ _Key = tuple[str, int]
 """A method and a training seed."""
 
 
-def _methods(state: StudyState, plan: WorkPlan, everyone: Sequence[str]) -> dict[_Key, MethodPlan]:
-    seeds = range(state.settings.seeds)
-    return {(name, seed): method for seed in seeds for name, method in covered_methods(state, plan, everyone, seed).items()}
+def _methods(state: StudyState, plan: WorkPlan, everyone: Sequence[str], log: RunLog) -> dict[_Key, MethodPlan]:
+    """Return the methods that can be compared, by training seed; a further seed counts where every method with adapters has it.
+
+    Else one training of a method would be compared with several of the others.
+    """
+    by_seed = [covered_methods(state, plan, everyone, seed) for seed in range(state.settings.seeds)]
+    trained = {name for name, method in by_seed[0].items() if method.adapters}
+    methods: dict[_Key, MethodPlan] = {}
+    for seed, covered in enumerate(by_seed):
+        if lacking := sorted(trained - covered.keys()):
+            log.note(f"training {seed + 1} of {len(by_seed)} is not compared: {', '.join(lacking)} lack adapters of it")
+            continue
+        methods |= {(name, seed): method for name, method in covered.items()}
+    return methods
 
 
 def _choices(
@@ -273,7 +284,7 @@ class _Runner:
         self.state = state
         self.study = state.settings
         self.stores = stores
-        self._log = log
+        self.log = log
         self._personas = state.dataset.by_id()
         members = state.clustering.members if state.clustering else (state.dataset.ids,)
         self._mates = {p: ids for ids in members for p in ids}
@@ -302,7 +313,7 @@ class _Runner:
             train = TrainResponses(self._personas.values())
             labels = label_set(self.study.data, self.state.dataset.personas)
             self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, model, train=train, labels=labels)
-        self._log.phase(f"answer {split} items", total=total, unit="answers")
+        self.log.phase(f"answer {split} items", total=total, unit="answers")
         requests = (
             (composition, self._request(keys[composition], item, composition))
             for composition, p, item_ids in unanswered
@@ -315,7 +326,7 @@ class _Runner:
                 for composition in chunk
             }
             in_chunk = [request for its_requests in chunk.values() for request in its_requests]
-            answers = self._answerer.answer(in_chunk, weights, metrics=metrics, run_log=self._log)
+            answers = self._answerer.answer(in_chunk, weights, metrics=metrics, run_log=self.log)
             self.stores.studies.save_answers(self.study.name, answers)
         return total
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from clusterlora.adapters.merging import density_of
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.metadata import Cut, GateDecisions, ImportedAdapters, Refinement, Tuning
 from clusterlora.method_settings import MergeSettings
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.training_groups import groups_of
@@ -43,8 +44,10 @@ def merge(request: MergeRequest, stores: Stores, log: RunLog) -> str:
     plan = work_plan(state)
     link_trained(state, plan, stores)
     state = read_state(study.name, stores)
-    merged = tuple(spec.name for spec in plan.methods[method].adapters if spec.merge_of)
+    merged = tuple(spec.name for methods in plan.seeds for spec in methods[method].adapters if spec.merge_of)
     for group in (group for wave in groups_of(state, plan, merged) for group in wave):
+        if parts := [name for name in group.adapters if not plan.specs[name].merge_of]:
+            raise BadData(f"study {state.name} lacks the adapter {parts[0]}, which is to be merged; train it in study {request.study_name}")
         with timed(stores, study.name, "merge", _label(request.merging)):
             merge_adapters(
                 state,
@@ -67,8 +70,8 @@ def _label(merging: MergeSettings) -> str:
 
 def _check_parts(state: StudyState, method: str, merging: MergeSettings, stores: Stores) -> None:
     """Raise BadData unless every personal adapter to be merged is there."""
-    plan = work_plan(replace(state, settings=replace(state.settings, methods=(method,), seeds=1, merging=merging)))
-    needed = tuple(dict.fromkeys(part for spec in plan.methods[method].adapters for part in spec.merge_of))
+    plan = work_plan(replace(state, settings=replace(state.settings, methods=(method,), merging=merging)))
+    needed = tuple(dict.fromkeys(part for methods in plan.seeds for spec in methods[method].adapters for part in spec.merge_of))
     recorded = {name for name in needed if stores.studies.adapter(plan.keys[name]) is not None}
     if missing := [name for name in needed if name not in recorded]:
         raise BadData(
@@ -91,12 +94,15 @@ def _settings(study: PreparedStudy, method: str, merging: MergeSettings) -> Prep
 
 
 def _derive(state: StudyState, study: PreparedStudy, stores: Stores, log: RunLog) -> None:
-    """Create a study with the data, clusters and imported adapters of another one."""
+    """Create a study with the data and clusters of another one, and with all that its adapters' recipes were decided by."""
     prepare_study(study, stores, log, running=False)
+    for kind in (Cut, GateDecisions, ImportedAdapters, Refinement, Tuning):
+        if (known := stores.studies.metadata(state.name, kind)) is not None:
+            stores.studies.save_metadata(study.name, known)
+    for verdict in state.verdicts:
+        stores.studies.save_verdict(study.name, verdict)
     if stores.studies.clustering(study.name) is None and state.clustering is not None:
         stores.studies.save_clustering(study.name, state.clustering)
-    if state.imported is not None:
-        stores.studies.save_metadata(study.name, state.imported)
 
 
 def _note_untrained(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> None:

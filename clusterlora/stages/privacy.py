@@ -242,11 +242,14 @@ def _asked(
     answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, study.model)
     log.phase("measure privacy", total=len(asked), unit="answers")
     result: dict[int, tuple[str, float]] = {}
-    compositions = list(dict.fromkeys(composition for composition, _ in asked))
+    numbers_of: dict[AdapterComposition, list[int]] = {}
+    for number, (composition, _) in enumerate(asked):
+        numbers_of.setdefault(composition, []).append(number)
+    compositions = list(numbers_of)
     for start in range(0, len(compositions), _AT_ONCE):
         chunk = {one: plan.composition_key(one) for one in compositions[start : start + _AT_ONCE]}
         weights = {key: combined_weights(one.adapters, lambda name: stored_weights(stores, plan.keys[name])) for one, key in chunk.items()}
-        numbers = [number for number, (composition, _) in enumerate(asked) if composition in chunk]
+        numbers = sorted(number for one in chunk for number in numbers_of[one])
         requests = [AnswerRequest(chunk[asked[number][0]], asked[number][1]) for number in numbers]
         answers = answerer.answer(requests, weights, metrics=(*metrics, "nll"), run_log=log)
         result |= {number: (one.text, dict(one.scores)["nll"]) for number, one in zip(numbers, answers, strict=True)}

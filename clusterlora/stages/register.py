@@ -1,5 +1,6 @@
 """Register the study's adapters and its champion in the model registry."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from clusterlora.adapters.held import HeldAdapters
@@ -16,6 +17,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.cost import cost_metrics, study_cost
 from clusterlora.progress.timing import seconds_by_part, timed
+from clusterlora.recipe import Recipe
 from clusterlora.registry.model_card import about
 from clusterlora.registry.routing import adapter_table, routing_table
 from clusterlora.stages.compare import compare_study
@@ -74,11 +76,12 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
     if elsewhere is not None:
         _leave_alias(state, elsewhere, earlier, uri, stores, log)
         uri = None
-    elif uri is not None and champion is not None:
-        stores.studies.save_metadata(study_name, RegisteredChampion(uri, champion))
     stores.studies.set_status(study_name, "finished")
     costs = cost_metrics(study_cost(stores.studies.device_use(study_name), study.runtime))
     stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores.studies.seconds(study_name)), costs=costs)
+    if uri is not None and champion is not None:
+        # Last: whoever is told that a champion moved is told when it was not recorded before.
+        stores.studies.save_metadata(study_name, RegisteredChampion(uri, champion))
     return uri
 
 
@@ -152,9 +155,15 @@ def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores,
         method=method,
         n_personas=n_personas,
         weights_sha256=table["weights_sha256"],
+        recipes=_recipes([adapter.spec]),
     )
     held = HeldAdapters.of_stores([adapter.key], stores)
     stores.tracker.register_router(study.name, routes=table, adapters=held, champion=False, model=model, about=about_model)
+
+
+def _recipes(specs: Iterable[AdapterSpec]) -> list[Recipe]:
+    """Return what adapters were trained by; a merge and what comes from elsewhere were not trained here."""
+    return [spec.recipe for spec in specs if not (spec.merge_of or spec.imported)]
 
 
 def _answers_by_itself(spec: AdapterSpec) -> bool:
@@ -193,6 +202,7 @@ def _register_router(
         method=method,
         n_personas=len(learned),
         weights_sha256=table["weights_sha256"],
+        recipes=_recipes(plan.specs[name] for name in used),
     )
     held = HeldAdapters.of_stores([trained[name].key for name in used], stores)
     return stores.tracker.register_router(

@@ -13,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import RestException
 
 from clusterlora.stores.champion_history import CHAMPION, history, move_champion
+from clusterlora.stores.mlflow_server import pages
 
 _FORGOTTEN = "clusterlora.forgotten"
 """The tag of an experiment that is removed: the study that it was of."""
@@ -64,20 +65,11 @@ def has_run(client: MlflowClient, run_id: str | None) -> bool:
 
 def _renamed(client: MlflowClient, study: str) -> list[Experiment]:
     tagged = f"tags.`{_FORGOTTEN}` = '{study}'"
-    page = client.search_experiments(view_type=ViewType.ALL, filter_string=tagged)
-    found = list(page)
-    while page.token:
-        page = client.search_experiments(view_type=ViewType.ALL, filter_string=tagged, page_token=page.token)
-        found += page
-    return found
+    return list(pages(client.search_experiments, view_type=ViewType.ALL, filter_string=tagged))
 
 
 def _runs(client: MlflowClient, experiment_id: str) -> Iterable[Run]:
-    page = client.search_runs([experiment_id], run_view_type=ViewType.ALL)
-    yield from page
-    while page.token:
-        page = client.search_runs([experiment_id], run_view_type=ViewType.ALL, page_token=page.token)
-        yield from page
+    return pages(client.search_runs, [experiment_id], run_view_type=ViewType.ALL)
 
 
 def _delete_artifacts(client: MlflowClient, run: Run) -> None:
@@ -90,11 +82,13 @@ def _delete_artifacts(client: MlflowClient, run: Run) -> None:
 
 def _drop_versions(client: MlflowClient, studies: Sequence[str]) -> None:
     """Delete the versions that studies registered; a champion among them hands the alias back to the last one that is left."""
-    found = [one for study in studies for one in client.search_model_versions(f"tags.study = '{study}'", max_results=10_000)]
+    found = [one for study in studies for one in pages(client.search_model_versions, f"tags.study = '{study}'", max_results=1000)]
     own = [one for one in found if one.tags.get("study") in studies]
     for name in sorted({one.name for one in own}):
         numbers = {str(one.version) for one in own if one.name == name}
-        others = [one for one in client.search_model_versions(f"name = '{name}'", max_results=10_000) if str(one.version) not in numbers]
+        others = [
+            one for one in pages(client.search_model_versions, f"name = '{name}'", max_results=1000) if str(one.version) not in numbers
+        ]
         if not others:
             client.delete_registered_model(name)
             continue

@@ -11,10 +11,12 @@ from mlflow.exceptions import MlflowException
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.ports.model_registry import PROMOTABLE
 from clusterlora.stores.champion_history import CHAMPION, Move, before, history, move_champion
-from clusterlora.stores.mlflow_server import MlflowServer
+from clusterlora.stores.mlflow_server import MlflowServer, pages
 from clusterlora.stores.routing_table import other_artifacts
 
 _WEBHOOK = "clusterlora"
+_AT_ONCE = 1000
+"""Models or versions of a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Registry:
         def read() -> list[Version]:
             filter_string = f"tags.study = '{study}'" if study else None
             listed: list[Version] = []
-            for model in self._client.search_registered_models(filter_string=filter_string, max_results=1000):
+            for model in pages(self._client.search_registered_models, filter_string=filter_string, max_results=_AT_ONCE):
                 versions = sorted(self._versions_of(model.name), key=lambda v: int(v.version))
                 listed += [v for v in versions if v.aliases or v is versions[-1]]
             return listed
@@ -169,7 +171,7 @@ class Registry:
         return [_version(one, tuple(sorted(aliases_by_version.get(str(one.version), ())))) for one in self._search(name)]
 
     def _search(self, name: str) -> list[ModelVersion]:
-        return list(self._client.search_model_versions(f"name = '{name}'", max_results=1000))
+        return list(pages(self._client.search_model_versions, f"name = '{name}'", max_results=_AT_ONCE))
 
 
 def registry_at(uri: str | None) -> Registry:

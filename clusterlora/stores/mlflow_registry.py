@@ -14,6 +14,7 @@ from clusterlora.adapters.shards import SUFFIX
 from clusterlora.ports.adapter_store import AdapterSet
 from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.stores.json_codec import to_json
+from clusterlora.stores.mlflow_server import pages
 from clusterlora.stores.routing_table import RoutingTable, content_of, read_routing_table
 
 # MLflow copies this script into the model and runs it when the model is loaded. It is named, not imported: serving builds on stores.
@@ -86,7 +87,7 @@ def _mark_candidate(client: MlflowClient, name: str, version: str, about: About)
 def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]:
     """Return the versions that a study registered, and whether their artifacts are complete."""
     versions: list[ModelVersion] = []
-    for registered in client.search_model_versions(f"tags.study = '{study}'", max_results=10_000):
+    for registered in pages(client.search_model_versions, f"tags.study = '{study}'", max_results=1000):
         content, run_id = registered.tags.get("content"), registered.run_id
         if registered.tags.get("study") != study or content is None or run_id is None:
             continue

@@ -5,11 +5,12 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 
 from clusterlora.errors import BadSettings, ServiceDown
 from clusterlora.stores.outbox import pauses
@@ -18,6 +19,15 @@ T = TypeVar("T")
 
 _HEALTH_SECONDS = 5.0
 _CREDENTIALS = re.compile(r"//[^/@]*@")
+
+
+def pages(search: Callable[..., PagedList[T]], *args: Any, **options: Any) -> Iterator[T]:
+    """Yield all that one of the client's searches finds; a search returns a page."""
+    page = search(*args, **options)
+    yield from page
+    while page.token:
+        page = search(*args, **options, page_token=page.token)
+        yield from page
 
 
 class MlflowServer:

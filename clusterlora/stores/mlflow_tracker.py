@@ -38,7 +38,7 @@ from clusterlora.stores.mlflow_run import (
     send,
     upload,
 )
-from clusterlora.stores.mlflow_server import MlflowServer
+from clusterlora.stores.mlflow_server import MlflowServer, pages
 from clusterlora.stores.mlflow_trials import log_trials
 from clusterlora.stores.mlflow_view import KIND_OF_TRAINING, KIND_TAG, PAGE_QUERY, VIEW_TAG, view
 from clusterlora.stores.outbox import Outbox, Payload, send_left_over
@@ -325,12 +325,7 @@ class MlflowTracker:
         return run
 
     def _all_runs(self, experiment_id: str, filter_string: str) -> list[Run]:
-        page = self._client.search_runs([experiment_id], filter_string=filter_string)
-        runs = list(page)
-        while page.token:
-            page = self._client.search_runs([experiment_id], filter_string=filter_string, page_token=page.token)
-            runs += page
-        return runs
+        return list(pages(self._client.search_runs, [experiment_id], filter_string=filter_string))
 
     def _end_abandoned(self, parent: Run, name: str | None = None) -> None:
         running = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"

@@ -8,6 +8,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from clusterlora.ports.tracker import TrialRun
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_run import now
+from clusterlora.stores.mlflow_server import pages
 from clusterlora.stores.mlflow_view import TRIALS_TAG, trials_view
 
 _KIND = "clusterlora.run"
@@ -33,9 +34,4 @@ def log_trials(client: MlflowClient, parent: Run, trials: Sequence[TrialRun], st
 
 def _run_ids(client: MlflowClient, experiment_id: str) -> dict[str, str]:
     """Return the ids of the trials' runs by name."""
-    page = client.search_runs([experiment_id], filter_string=_TRIAL)
-    runs = list(page)
-    while page.token:
-        page = client.search_runs([experiment_id], filter_string=_TRIAL, page_token=page.token)
-        runs += page
-    return {run.info.run_name or "": run.info.run_id for run in runs}
+    return {run.info.run_name or "": run.info.run_id for run in pages(client.search_runs, [experiment_id], filter_string=_TRIAL)}

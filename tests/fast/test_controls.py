@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterlora.method_settings import MergeSettings
 from clusterlora.methods import controls
+from clusterlora.methods.method import StudyView
+from clusterlora.methods.unified_wide import unified_wide
 from clusterlora.planning.ladder import OWN
 from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
@@ -155,3 +158,12 @@ def test_the_report_says_what_the_clusters_of_the_decided_rung_start_from(
     assert settings["clusters start from"] == start
     assert settings["rung of the gate's ladder"].startswith(passed)
     assert ("epochs 9" in settings["rung of the gate's ladder"]) == (passed == "tried")
+
+
+def test_unified_wide_has_the_rank_of_the_clusters_recipe_and_scales_its_update_as_unified_does() -> None:
+    for kind, power in (("lora", 1.0), ("rslora", 0.5)):
+        unified = Recipe(kind=kind, rank=8, alpha=24.0)
+        view = StudyView(tuple("abc"), (("a", "b"), ("c",)), unified, replace(unified, rank=32), None, {}, MergeSettings(), None)
+        recipe = unified_wide(view).adapters[0].recipe
+        assert recipe.rank == 64
+        assert recipe.alpha / recipe.rank**power == pytest.approx(unified.alpha / unified.rank**power)

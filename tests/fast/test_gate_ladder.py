@@ -217,7 +217,10 @@ def test_a_refusal_ends_with_the_command_that_goes_on_and_the_power_is_noted_onc
     assert refused(state)
     assert next_step(replace(state, status="finished")).endswith(command_to_continue(study.name))
     decide(study.name, stores, Decision("continue"))
-    assert not refused(read_state(study.name, stores)), "decided after a gate that stops, too"
+    after = replace(read_state(study.name, stores), status="running", outcome=ComparisonSummary(None, "", gate_refused=True))
+    assert not refused(after), "decided after a gate that stops, too"
+    assert not [phase for phase in phases(after) if phase.name in ("evaluate", "compare") and phase.state == "done"]
+    assert {phase.state for phase in phases(replace(after, status="finished")) if phase.name in ("evaluate", "compare")} == {"done"}
 
 
 @pytest.mark.whole

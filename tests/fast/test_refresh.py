@@ -22,12 +22,14 @@ from clusterlora.data.synthetic import generate
 from clusterlora.errors import BadSettings, NothingNew
 from clusterlora.metadata import ChampionAdapter, RefreshOutcome
 from clusterlora.planning.family import champions, family, lineage
+from clusterlora.planning.ladder import decided_rung, rung_by_name, worth_trying
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.stores import Stores
+from clusterlora.progress.timeline import against_unified, next_step
 from clusterlora.requests import RefreshRequest
-from clusterlora.settings import DataSettings, PreparedStudy, Study
+from clusterlora.settings import DataSettings, PreparedStudy, Rung, Study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.refresh import due, next_refresh
@@ -142,6 +144,26 @@ def test_champion_and_challenger_are_compared_on_new_items_with_the_old_ones_bes
     assert not state.moved.moved, "three people are too few for a verdict"
     assert isinstance(stores.tracker, MemoryTracker)
     assert stores.tracker.champion("small") == ("small", "cluster")
+    # What is starred, answers and is told is the champion that serves, and differences are to it.
+    assert "| last_champion ★" in summary
+    assert summary.startswith(f"**The champion stays: {state.moved.reason}. ")
+    assert json.loads((stores.folder(study.name) / "results" / "summary.json").read_text())["champion"] == "last_champion"
+    assert state.outcome is not None
+    assert state.outcome.reference == "last_champion"
+    on_test = [line for line in against_unified(state) if line.startswith("on test")]
+    assert on_test
+    assert all(" against last_champion [" in line for line in on_test)
+    assert next_step(state) == f"Nothing: the refresh is finished, and the champion stays: {state.moved.reason}."
+
+
+def test_a_refresh_trains_by_the_rung_of_the_champion_even_if_that_was_a_persons_retry(refreshed: tuple[PreparedStudy, Stores]) -> None:
+    study, stores = refreshed
+    state = read_state(study.name, stores)
+    assert state.start is not None
+    retry = Rung(name="asked-1", epochs=6)
+    state = replace(state, start=replace(state.start, rung=retry))
+    assert decided_rung(state) == rung_by_name(state, "asked-1") == retry
+    assert worth_trying(state) == worth_trying(read_state(study.name, stores)), "its own gate tries what it tried"
 
 
 @pytest.mark.whole

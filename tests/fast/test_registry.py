@@ -187,7 +187,9 @@ def test_an_export_carried_elsewhere_gives_the_served_answers_by_the_lines_of_it
         clusterlora_version="1", git_revision=None, data_digest="a", base_revision=table.base_revision, n_personas=9, n_dialogues=9
     )
     study = PreparedStudy(model=table.model, evaluation=replace(PreparedStudy().evaluation, max_new_tokens=12))
-    card = about(study, provenance, None, model=STUDY, method="hybrid", n_personas=9, weights_sha256={"aaaa": "f", "bbbb": "e"}).card
+    card = about(
+        study, provenance, None, model=STUDY, method="hybrid", n_personas=9, weights_sha256={"aaaa": "f", "bbbb": "e"}, recipes=()
+    ).card
     lines = card.partition("```python\n")[2].partition("```")[0]
     assert lines == (carried / "load.py").read_text()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": ""}
@@ -253,7 +255,9 @@ def test_an_export_says_how_a_base_was_quantised_and_vllm_gets_what_it_can_do(ar
     provenance = Provenance(
         clusterlora_version="1", git_revision=None, data_digest="a", base_revision=held.base_revision, n_personas=3, n_dialogues=3
     )
-    card = about(PreparedStudy(model=held.model), provenance, None, model=STUDY, method="hybrid", n_personas=3, weights_sha256={}).card
+    card = about(
+        PreparedStudy(model=held.model), provenance, None, model=STUDY, method="hybrid", n_personas=3, weights_sha256={}, recipes=()
+    ).card
     assert "its linear layers in int8 (bitsandbytes)" in card
 
 
@@ -304,7 +308,12 @@ def test_a_model_card_lists_the_adapters_of_a_model_and_its_scores() -> None:
         n_items=60,
     )
     outcome = ComparisonSummary("cluster", "cluster beats unified.", (score,))
-    won = about(PreparedStudy(), provenance, outcome, model="demo", method="cluster", n_personas=12, weights_sha256={"aaaa": "f" * 64})
+    tuned = Recipe(rank=32, alpha=64.0, epochs=6, learning_rate=2e-4)
+    recipes = (tuned, tuned, Recipe(kind="prefix", rank=80))
+    weights = {"aaaa": "f" * 64}
+    won = about(
+        PreparedStudy(), provenance, outcome, model="demo", method="cluster", n_personas=12, weights_sha256=weights, recipes=recipes
+    )
     for words in (
         "licence apache-2.0",
         "`abc`, 12 personas",
@@ -312,9 +321,10 @@ def test_a_model_card_lists_the_adapters_of_a_model_and_its_scores() -> None:
         "vllm",
         "peft",
         f"- **Weights**: SHA-256 `{'f' * 64}`\n",
+        "- **Recipe**: lora, rank 32, alpha 64, 6 epochs, batch 2, learning rate 0.0002; prefix of 80 virtual tokens, 3 epochs, batch 2, ",
     ):
         assert words in won.card
-    lost = about(PreparedStudy(), provenance, outcome, model="demo", method="unified", n_personas=12, weights_sha256={})
+    lost = about(PreparedStudy(), provenance, outcome, model="demo", method="unified", n_personas=12, weights_sha256={}, recipes=())
     assert (won.tags["comparison"], lost.tags["comparison"]) == ("passed", "failed")
     assert (won.promotable, lost.promotable) == (True, False)
     assert "found cluster best" in lost.tags["comparison_says"]

@@ -12,6 +12,7 @@ import pytest
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.adapters.weights import refuse_other_weights, sha256_in, weights_sha256
 from clusterlora.errors import OutOfMemory, ServiceDown
+from clusterlora.planning.attempts import next_request
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import AdapterRun
@@ -24,6 +25,7 @@ from clusterlora.stages.keep import Keeper
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import train_group
 from clusterlora.stores.files import FileAdapterStore
+from clusterlora.values import Attempt
 from tests.fixtures.memory import MemoryRun, MemoryTracker
 from tests.fixtures.stages import missing_groups, study_of_five
 
@@ -232,3 +234,15 @@ def test_an_attempt_that_lost_a_service_stays_open_and_is_continued(study: Study
     assert [(a.number, a.state) for a in stores.studies.attempts(study.name)] == [(1, "running")]
     train(study, away, UNIFIED)
     assert [(a.number, a.state) for a in stores.studies.attempts(study.name)] == [(1, "done")]
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "crashed", "done", "out_of_memory"])
+def test_whoever_lowers_the_micro_batch_is_heard_whatever_became_of_the_last_attempt(study: Study, stores: Stores, state: str) -> None:
+    study = replace(study, recipe=replace(study.recipe, batch_size=16))
+    stores.studies.open_attempt(study.name, Attempt(group="unified", number=1, micro_batch=16, state="running"))
+    if state != "running":
+        stores.studies.close_attempt(study.name, "unified", 1, state=state)
+    assert next_request(study, UNIFIED, stores).micro_batch == (8 if state == "out_of_memory" else 16)
+    for micro_batch in (2, 16):
+        lower = replace(study, runtime=replace(study.runtime, micro_batch=micro_batch))
+        assert next_request(lower, UNIFIED, stores).micro_batch == min(micro_batch, 8 if state == "out_of_memory" else 16)

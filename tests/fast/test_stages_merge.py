@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.metadata import Cut, Decision, GateDecisions, Tuning, TuningRound
 from clusterlora.method_settings import MergeSettings
+from clusterlora.planning.study_state import read_state
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, MergeRequest
@@ -18,7 +20,7 @@ from clusterlora.stages.merge import merge
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.register import register_models
 from tests.fixtures.memory import MemoryTracker
-from tests.fixtures.stages import study_of_five, train_named
+from tests.fixtures.stages import Notes, plan_of, study_of_five, train_named
 
 LOG = SilentLog()
 PERSONAL = tuple(f"persona-{number:04d}" for number in range(5))
@@ -88,3 +90,49 @@ def test_a_merge_whose_name_would_be_too_long_is_refused(study: Study, stores: S
     train_named(long, stores, PERSONAL)
     with pytest.raises(BadSettings, match="longer than 48 characters"):
         merge(request(long), stores, LOG)
+
+
+@pytest.mark.whole
+def test_a_merge_goes_by_what_its_study_decided_on(study: Study, stores: Stores) -> None:
+    tuned = replace(study, name="tuned", tune=2)
+    prepare_study(tuned, stores, LOG)
+    cluster_study(tuned.name, stores, LOG)
+    drawn = stores.studies.metadata(tuned.name, Tuning)
+    assert drawn is not None
+    second_is_better = tuple(TuningRound(method, 5, ((0, 2.0), (1, 1.0))) for method in ("unified", "per_persona"))
+    stores.studies.save_metadata(tuned.name, replace(drawn, steps=(second_is_better,)))
+    cut = Cut(of_personas=5, n_personas=5, train=1, val=1, test=1, whole=100.0, expected=50.0, fits=True)
+    stores.studies.save_metadata(tuned.name, cut)
+    stores.studies.save_metadata(tuned.name, GateDecisions((Decision("continue", by="me"),)))
+    train_named(tuned, stores, PERSONAL)
+    keys = {adapter.name: adapter.key for adapter in stores.studies.adapters(tuned.name)}
+    assert merge(request(tuned), stores, LOG) == "tuned-ties-0.5"
+    derived = {adapter.name: adapter for adapter in stores.studies.adapters("tuned-ties-0.5")}
+    assert {name: derived[name].key for name in PERSONAL} == keys, "nothing is trained, and no other adapters are merged"
+    assert derived["merged-00"].spec.recipe == derived[PERSONAL[0]].spec.recipe == drawn.recipes[1].recipe
+    own, other = (read_state(name, stores) for name in (tuned.name, "tuned-ties-0.5"))
+    assert (other.decisions, other.cut, other.dataset) == (own.decisions, own.cut, own.dataset)
+
+
+@pytest.mark.whole
+def test_every_training_is_merged_and_one_that_a_method_lacks_is_not_compared(study: Study, stores: Stores) -> None:
+    twice = replace(study, name="twice", seeds=2)
+    prepare_study(twice, stores, LOG)
+    cluster_study(twice.name, stores, LOG)
+    plan = plan_of(twice, stores)
+    personal = [spec.name for methods in plan.seeds for spec in methods["per_persona"].adapters]
+    train_named(twice, stores, ("unified", *PERSONAL))
+    with pytest.raises(BadData, match="has 5 of 10 personal adapters"):
+        merge(request(twice), stores, LOG)
+    train_named(twice, stores, personal)
+    merged = merge(request(twice), stores, LOG)
+    assert sum(bool(adapter.spec.merge_of) for adapter in stores.studies.adapters(merged)) == 4
+    log = Notes()
+    evaluate(EvaluationRequest(study_name=merged), stores, log)
+    assert "training 2 of 2 is not compared: unified lack adapters of it" in log.notes
+    assert {route.seed for route in stores.studies.routes(merged)} == {0}
+    train_named(twice, stores, [spec.name for methods in plan.seeds for spec in methods["unified"].adapters])
+    merge(request(twice), stores, LOG)
+    evaluate(EvaluationRequest(study_name=merged), stores, LOG)
+    seeds_of = {name: {route.seed for route in stores.studies.routes(merged) if route.method == name} for name in ("unified", "merge")}
+    assert seeds_of == {"unified": {0, 1}, "merge": {0, 1}}
