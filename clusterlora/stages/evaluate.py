@@ -175,7 +175,7 @@ def _retrieval_choices(runner: "_Runner", plan: WorkPlan, *, shard: int, shards:
     """Answer a shard's val items under all that a method may retrieve, so that whoever chooses for everybody finds them answered."""
     everyone = compared_personas(runner.state)
     persona_ids = everyone[shard - 1 :: shards]
-    methods = {key: method for key, method in _methods(runner.state, plan, everyone).items() if method.retrievals}
+    methods = {key: method for key, method in _methods(runner.state, plan, everyone, runner.log).items() if method.retrievals}
     n_arms, chosen = _arms(runner, plan, methods, dict.fromkeys(methods, persona_ids))
     return n_arms + runner.answer(plan, _retrieval_pairs(methods, chosen), "val", _choosing_metrics(runner.study))
 

@@ -163,7 +163,7 @@ def test_the_report_says_what_the_clusters_of_the_decided_rung_start_from(
 def test_unified_wide_has_the_rank_of_the_clusters_recipe_and_scales_its_update_as_unified_does() -> None:
     for kind, power in (("lora", 1.0), ("rslora", 0.5)):
         unified = Recipe(kind=kind, rank=8, alpha=24.0)
-        view = StudyView(tuple("abc"), (("a", "b"), ("c",)), unified, replace(unified, rank=32), None, {}, MergeSettings(), None)
+        view = StudyView(tuple("abc"), (("a", "b"), ("c",)), unified, replace(unified, rank=32), None, {}, MergeSettings())
         recipe = unified_wide(view).adapters[0].recipe
         assert recipe.rank == 64
         assert recipe.alpha / recipe.rank**power == pytest.approx(unified.alpha / unified.rank**power)
