@@ -362,8 +362,7 @@ class Regrouping:
     anew: bool
     """Whether everybody was clustered anew: cluster adapters are then trained from the start, and the gate is asked where it can judge."""
     outdated: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """(Person, dialogue ids) from before somebody changed, by what they have said since, when everybody was clustered anew here or in a
-    refresh before: they are neither learnt nor asked."""
+    """(Person, dialogue ids) from before somebody changed, when all were clustered anew here or earlier: neither learnt nor asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
