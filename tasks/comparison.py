@@ -56,7 +56,7 @@ def register(context: TaskContext, study_name: str) -> str:
     if uri is not None and (before is None or before.uri != uri):
         tell(CHAMPION_MOVED, study_name, f"{uri} answers{f', instead of {before.uri}' if before else ''}")
     if outcome is not None and outcome.champion is None:
-        return f"stays, as before: {state.moved.reason}" if state.moved is not None else "none"
+        return "as before" if state.moved is not None else "none"
     root = state.settings.refresh.root or study_name
     if uri is None and (other := context.stores.tracker.champion(root)) is not None:
         return f"registered without the alias, which stays with {other[1]} of study {other[0]}"
