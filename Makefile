@@ -95,7 +95,7 @@ $(VENV)/.bench-installed: $(INSTALLED) benchmarks/requirements.lock
 
 # Resumable: what has finished is not trained again. Speakers of Shakespeare and data sets to look at are named where they lie:
 # make results SHAKESPEARE=plays.jsonl SIGNAL="dialogues.jsonl more.jsonl"
-results: $(INSTALLED)  ## docs/results.md from studies of all methods and 40 nulls, three hours on two idle cores
+results: $(INSTALLED)  ## docs/results.md from studies of all methods and 40 nulls, four hours on two idle cores
 	$(BIN)/clusterlora study run --preset mission --config docs/results.toml --controls --no-wait
 	$(BIN)/clusterlora study permute --preset quick --config docs/nulls.toml --times 40
 	$(if $(SHAKESPEARE),$(BIN)/clusterlora models fetch smollm2-135m)
