@@ -56,7 +56,7 @@ def about(
         *_lineage(study),
         f"- **Data**: `{digest}`, {counted(n_personas, 'persona')} to learn from, {study.data.source} source",
         *_weights(weights_sha256),
-        f"- **Recipe**: {'; '.join(dict.fromkeys(map(_words, recipes))) or 'none, as nothing is trained'}",
+        f"- **Recipe**: {'; '.join(dict.fromkeys(map(_words, recipes))) or 'nothing was trained here'}",
         f"- **Score**: {_score(study, summary, method)}",
         *_answering(study, provenance, model),
     ]

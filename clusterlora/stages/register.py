@@ -155,15 +155,15 @@ def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores,
         method=method,
         n_personas=n_personas,
         weights_sha256=table["weights_sha256"],
-        recipes=_recipes([adapter.spec]),
+        recipes=_recipes(state, [adapter.spec]),
     )
     held = HeldAdapters.of_stores([adapter.key], stores)
     stores.tracker.register_router(study.name, routes=table, adapters=held, champion=False, model=model, about=about_model)
 
 
-def _recipes(specs: Iterable[AdapterSpec]) -> list[Recipe]:
-    """Return what adapters were trained by; a merge and what comes from elsewhere were not trained here."""
-    return [spec.recipe for spec in specs if not (spec.merge_of or spec.imported)]
+def _recipes(state: StudyState, specs: Iterable[AdapterSpec]) -> list[Recipe]:
+    """Return what adapters, or the parts of merges, were trained by; of what was imported nobody says."""
+    return [spec.recipe for spec in specs if not (spec.imported or (spec.merge_of and state.imported))]
 
 
 def _answers_by_itself(spec: AdapterSpec) -> bool:
@@ -202,7 +202,7 @@ def _register_router(
         method=method,
         n_personas=len(learned),
         weights_sha256=table["weights_sha256"],
-        recipes=_recipes(plan.specs[name] for name in used),
+        recipes=_recipes(state, (plan.specs[name] for name in used)),
     )
     held = HeldAdapters.of_stores([trained[name].key for name in used], stores)
     return stores.tracker.register_router(
