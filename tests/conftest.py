@@ -38,6 +38,10 @@ SERVERS = {"chromium", "mlflow_server", "postgres_server", "prefect_server"}
 # Threads of one product wait for each other by spinning: beside other workers, two on two cores take several times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Triton reads this when it is first imported: without an NVIDIA driver its kernels are interpreted.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # How long an example takes says how busy the machine is, not whether the code is right.
 # Examples are others in every run, so few a run are many a week.
 hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
