@@ -1,5 +1,6 @@
 """Triton kernels equal the PyTorch code that they replace, in float64; on a GPU compiled, elsewhere interpreted."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -9,15 +10,22 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton exists on Linux only")
 
 from clusterlora.engine.families.block import ACTIVATIONS
+from clusterlora.engine.kernels.cross_entropy import cross_entropy_
 from clusterlora.engine.kernels.gated import gated, gated_backward
 from clusterlora.engine.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_backward
 from clusterlora.engine.kernels.rope import rope_, rope_backward_packed
+from clusterlora.engine.kernels.slot_adamw import row_norms, slot_adamw
 from clusterlora.engine.norms import RMSNorm
 from clusterlora.engine.rope import apply_rope
 
-pytestmark = pytest.mark.numeric
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="an NVIDIA driver, but PyTorch does not use the GPU"),
+]
+
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 EPS = 1e-6
 
@@ -38,7 +46,7 @@ def assert_equal(actual: Tensor, expected: Tensor, *, n_roundings: int = 1, scal
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return float32 as a GPU rounds it, to nearest; Triton's interpreter cuts off the digits that bfloat16 lacks."""
-    if DEVICE.type == "cpu" and dtype == torch.bfloat16:
+    if INTERPRETED and dtype == torch.bfloat16:
         x = (x.view(torch.int32) & ~0xFFFF).view(torch.float32)
     return x.to(dtype)
 
@@ -149,3 +157,71 @@ def test_the_gated_activation_equals_that_of_the_blocks(activation: str, shape: 
     dgate, dup = gradient.chunk(2, dim=1)
     assert_equal(dgate, function.backward(wide_dproduct * wide_up, wide_gate))
     assert_equal(dup, wide_dproduct * function.forward(wide_gate))
+
+
+@DTYPES
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64], ids=["weight32", "weight64"])
+@pytest.mark.parametrize("view", [Tensor.contiguous, columns], ids=["contiguous", "columns"])
+@pytest.mark.parametrize("shape", [(3, 50), (1, 1), (4, 20_001)], ids=str)
+def test_cross_entropy_and_its_gradient_equal_those_of_torch(
+    shape: tuple[int, int], view: Callable[[Tensor], Tensor], weight_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    n, n_vocabulary = shape
+    logits = 5 * random(n, n_vocabulary, seed=0, dtype=dtype)
+    logits[-1] *= 1000
+    logits[0, n_vocabulary // 2] = -torch.inf
+    logits = view(logits)
+    targets = torch.tensor([n_vocabulary - 1, 0, 1, n_vocabulary - 2], device=DEVICE)[:n]
+    weight = torch.tensor([0.5, 0.0, 3.0, 1.0], device=DEVICE, dtype=weight_dtype)[:n]
+    if n_vocabulary == 1:
+        logits.zero_()
+    reference = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(reference, targets, reduction="none")
+    (expected * weight).sum().backward()
+    nll = cross_entropy_(logits, targets, weight)
+    assert nll.dtype == torch.float32
+    assert_equal(nll, expected.detach(), scale=reference.detach()[-1])
+    assert reference.grad is not None
+    assert_equal(logits, reference.grad)
+
+
+def test_slots_step_as_torch_steps_each_alone() -> None:
+    n_slots, n = 5, 1030
+    parameters = columns(random(n_slots, n, seed=0))
+    gradients, first, second = torch.zeros_like(parameters), torch.zeros(n_slots, n, device=DEVICE), torch.zeros(n_slots, n, device=DEVICE)
+    alone = [torch.nn.Parameter(row.double()) for row in parameters]
+    theirs = [torch.optim.AdamW([row], lr=10.0**-slot, weight_decay=0.1 * slot) for slot, row in enumerate(alone)]
+    n_steps = [0] * n_slots
+    for number in range(4):
+        gradients.copy_(random(n_slots, n, seed=number + 1))
+        # Slot 2 is not listed; slot 3 is in some steps, but is not to be stepped in the others.
+        listed, applied = [4, 0, 3, 1], {4, 0, 1} | ({3} if number % 2 else set())
+        gradients[2] = torch.nan
+        if 3 not in applied:
+            gradients[3] = torch.nan
+        table = []
+        for slot in listed:
+            clip = 1.0 / (slot + 1)
+            n_steps[slot] += slot in applied
+            group, t = theirs[slot].param_groups[0], max(n_steps[slot], 1)
+            table.append([group["lr"], group["weight_decay"], clip, 1 - 0.9**t, (1 - 0.999**t) ** 0.5, float(slot in applied)])
+            if slot in applied:
+                alone[slot].grad = gradients[slot].double() * clip
+                theirs[slot].step()
+        slots = torch.tensor(listed, device=DEVICE)
+        slot_adamw(parameters, gradients, first, second, slots, torch.tensor(table, device=DEVICE))
+    for slot, row in enumerate(alone):
+        assert_equal(parameters[slot], row.detach())
+        state = theirs[slot].state.get(row, {"exp_avg": torch.zeros_like(row), "exp_avg_sq": torch.zeros_like(row)})
+        assert_equal(first[slot], state["exp_avg"])
+        assert_equal(second[slot], state["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("n", [1, 1030, 70_001])
+def test_the_norms_of_rows_are_torchs_and_the_same_in_every_call(n: int) -> None:
+    gradients = random(4, n, seed=0)
+    gradients[1] = torch.nan
+    norms = row_norms(gradients, torch.tensor([3, 0, 1], device=DEVICE))
+    assert_equal(norms[:2], torch.linalg.vector_norm(gradients[[3, 0]].double(), dim=1))
+    assert bool(norms[2].isnan())
+    assert torch.equal(row_norms(gradients, torch.tensor([0], device=DEVICE))[0], norms[1])
