@@ -10,7 +10,7 @@ from torch import Tensor
 from clusterlora.engine.families.block import Block, BlockFactors
 from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.fused_linear import LayerFactors
-from clusterlora.engine.low_rank_update import LowRankUpdate
+from clusterlora.engine.low_rank_update import LowRankUpdate, zero_update
 from clusterlora.engine.packing import Segment
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData
@@ -71,6 +71,12 @@ class AdapterSlots:
         """Return zero factors for `n_rows` rows, to be filled by `fill`."""
         return self.of_each(torch.zeros(n_rows, dtype=torch.long, device=self._device))
 
+    @property
+    def blocks(self) -> Sequence[BlockUpdates]:
+        """The factors of all slots, block by block; only where all adapters are in memory is a slot's place its number."""
+        assert self._holds_all, "adapters take turns in memory, and a slot's place changes"
+        return self._updates
+
     def fill(self, rows: Sequence[BlockUpdates], start: int, slots: Sequence[int]) -> None:
         """Overwrite the factors of the rows from `start` on with those of these slots."""
         index = torch.tensor(slots, device=self._device) if self._holds_all else self._places(slots)
@@ -102,8 +108,9 @@ class AdapterSlots:
         more = n_places - self._n_places
         for updates in self._updates:
             for name, update in updates.items():
-                a, *bs = (torch.cat([part, part.new_zeros(more, *part.shape[1:])]) for part in update.factors)
-                updates[name] = LowRankUpdate(a, tuple(bs))
+                updates[name] = larger = update.zeros(self._n_places + 1 + more)
+                for part, former in zip(larger.factors, update.factors, strict=True):
+                    part[: len(former)] = former
         self._free += range(n_places, self._n_places, -1)
         self._n_places = n_places
 
@@ -146,9 +153,7 @@ def _empty_block(block: Block, ranks: Mapping[str, int], n_places: int, like: Te
     for name, linear in block.linears.items():
         of_layers = [ranks.get(layer, 0) for layer in linear.names]
         if sum(of_layers):
-            a = like.new_zeros(n_places, sum(of_layers), linear.d_in)
-            bs = tuple(like.new_zeros(n_places, rank, d_out) for rank, d_out in zip(of_layers, linear.d_outs, strict=True))
-            updates[name] = LowRankUpdate(a, bs)
+            updates[name] = zero_update(n_places, linear.d_in, of_layers, linear.d_outs, like)
     return updates
 
 

@@ -28,8 +28,12 @@ class TrainingBatch:
 
     rows: RaggedRows
     slots: RowSlots
-    """On the model's device."""
     frozen_slots: Int[Tensor, " b"]
     """Slot of the frozen adapter under each row's trained one; 0 is none."""
     weights: Float[Tensor, " b"]
     """Weight of each row's summed negative log-likelihood in the loss."""
+
+    def select(self, rows: Int[Tensor, " n"]) -> "TrainingBatch":
+        """Return these rows in this order."""
+        slots = RowSlots(self.slots.slot[rows.to(self.slots.slot.device)], self.slots.input_scale[rows.to(self.slots.input_scale.device)])
+        return TrainingBatch(self.rows.select(rows), slots, self.frozen_slots[rows], self.weights[rows])

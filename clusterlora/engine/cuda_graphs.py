@@ -7,15 +7,15 @@ Source: CUDA C++ Programming Guide, "CUDA Graphs"; torch.cuda.CUDAGraph.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 Arguments = TypeVar("Arguments")
-"""A dataclass whose tensor fields may change from call to call."""
+"""A dataclass whose tensors, and those of dataclasses in it, may change from call to call."""
 
 _MAX_GRAPHS = 96
 """Graphs kept; thousands of kernels take some megabytes per graph. Further signatures run without a graph."""
@@ -24,7 +24,7 @@ _MAX_GRAPHS = 96
 class CudaGraphCache(Generic[Arguments]):
     """Graphs of one function of one dataclass that returns a tensor; on a GPU a graph is captured when a signature recurs.
 
-    A signature is the shapes and dtypes of the tensors and the values of all other fields. The returned tensor is valid until the next
+    A signature is the shapes and dtypes of the tensors and the values of all other fields, those of dataclasses in it included. The returned tensor is valid until the next
     call. The function must not branch on CPU tensor values: it is captured once per signature, then replayed. It is passed to every call
     rather than stored, so that an object caching graphs of its own method is no reference cycle and its memory is freed with it.
     """
@@ -55,11 +55,11 @@ class CudaGraph(Generic[Arguments]):
 
     def __init__(self, function: Callable[[Arguments], Tensor], arguments: Arguments, pool: Any) -> None:
         """Capture the function; `pool` is the memory pool of another graph, which this one shares, or None."""
-        self._inputs = {name: tensor.clone() for name, tensor in _tensors(arguments).items()}
+        self._inputs = [tensor.clone() for tensor in _tensors(arguments)]
         self._graph = torch.cuda.CUDAGraph()
         # Graphs may share a pool because only one of them runs at a time.
         with torch.cuda.graph(self._graph, pool=pool):
-            self._output = function(replace(arguments, **self._inputs))  # pyright: ignore[reportArgumentType, reportCallIssue]
+            self._output = function(_with_tensors(arguments, iter(self._inputs)))
 
     @property
     def pool(self) -> Any:
@@ -68,8 +68,8 @@ class CudaGraph(Generic[Arguments]):
 
     def replay(self, arguments: Arguments) -> Tensor:
         """Return the result for other arguments of the captured signature."""
-        for name, tensor in _tensors(arguments).items():
-            self._inputs[name].copy_(tensor)
+        for mine, tensor in zip(self._inputs, _tensors(arguments), strict=True):
+            mine.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._output
 
@@ -82,11 +82,33 @@ def bucket_size(n: int) -> int:
 
 def _signature(arguments: object) -> object:
     return tuple(
-        (value.shape, value.dtype) if isinstance(value, Tensor) else value
-        for value in (getattr(arguments, f.name) for f in fields(arguments))  # pyright: ignore[reportArgumentType]
+        (value.shape, value.dtype) if isinstance(value, Tensor) else _signature(value) if _has_tensors(value) else value
+        for value in _values(arguments)
     )
 
 
-def _tensors(arguments: object) -> dict[str, Tensor]:
-    values = ((f.name, getattr(arguments, f.name)) for f in fields(arguments))  # pyright: ignore[reportArgumentType]
-    return {name: value for name, value in values if isinstance(value, Tensor)}
+def _tensors(arguments: object) -> list[Tensor]:
+    """Return the tensors of a dataclass and of the dataclasses in it."""
+    return [
+        tensor
+        for value in _values(arguments)
+        for tensor in ([value] if isinstance(value, Tensor) else _tensors(value) if _has_tensors(value) else [])
+    ]
+
+
+def _with_tensors(arguments: Any, tensors: Iterator[Tensor]) -> Any:
+    """Return the same with other tensors, in the order of `_tensors`."""
+    changed = {
+        f.name: next(tensors) if isinstance(value, Tensor) else _with_tensors(value, tensors)
+        for f, value in zip(fields(arguments), _values(arguments), strict=True)
+        if isinstance(value, Tensor) or _has_tensors(value)
+    }
+    return replace(arguments, **changed)
+
+
+def _values(arguments: Any) -> list[object]:
+    return [getattr(arguments, f.name) for f in fields(arguments)]
+
+
+def _has_tensors(value: object) -> bool:
+    return is_dataclass(value) and any(isinstance(inner, Tensor) for inner in _values(value))

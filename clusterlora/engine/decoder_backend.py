@@ -11,11 +11,13 @@ attention on predicting tokens only, computes no gradient below the first adapte
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clusterlora.engine import ragged_attention
 from clusterlora.engine.adapter_slots import AdapterSlots, BlockUpdates, on_segments
 from clusterlora.engine.attention import Heads
 from clusterlora.engine.batch import RowSlots, TrainingBatch
@@ -23,11 +25,15 @@ from clusterlora.engine.cuda_graphs import CudaGraphCache
 from clusterlora.engine.decoder_batch import DecoderBatch, decoder_batch
 from clusterlora.engine.families.block import Block, BlockFactors, SavedActivations
 from clusterlora.engine.families.decoder import Decoder
-from clusterlora.engine.fused_linear import LayerFactors
+from clusterlora.engine.fused_linear import LayerFactors, LowRankFactors
+from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Padding
 from clusterlora.engine.ragged import RaggedRows
+from clusterlora.engine.ragged_attention import RowStarts
 from clusterlora.engine.single_slot import SingleSlotLora
 from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, GatheredLora, StackedLora
+from clusterlora.engine.tiled_lora import FROZEN, TRAINED, SlotFactors, TiledLora, columns_of
+from clusterlora.engine.token_tiles import TokenTiles
 
 
 def fused_specs(decoder: Decoder, layer_names: frozenset[str]) -> list[FusedSpec]:
@@ -59,12 +65,24 @@ class DecoderBackend:
         self._loras = [_loras_of(block, lora_by_name) for block in decoder.blocks]
         # Below the first block with an adapter no gradient is needed.
         self._first_block = next(number for number, loras in enumerate(self._loras) if loras)
-        self.padding = decoder.padding
+        self.padding = decoder.training_padding
+        self._slot_factors = [
+            {name: _slot_factors(block, name, fused) for name, fused in loras.items()} if decoder.has_kernels else {}
+            for block, loras in zip(decoder.blocks, self._loras, strict=True)
+        ]
+        self._frozen_factors = _frozen_slot_factors(decoder, frozen_adapters) if decoder.has_kernels and frozen_adapters else None
         self.reentrant = True
         self._graphs = CudaGraphCache[DecoderBatch](decoder.device, enabled=not decoder.is_quantised)
 
     def __call__(self, batch: TrainingBatch, *, backward: bool = True) -> Float[Tensor, " b"]:
         """See `Backend`."""
+        order = batch.slots.slot.cpu().argsort(stable=True)
+        if not self._decoder.has_kernels or bool((order.diff() == 1).all()):
+            return self._losses(batch, backward=backward)
+        losses = self._losses(batch.select(order), backward=backward)
+        return torch.empty_like(losses).index_copy_(0, order.to(losses.device), losses)
+
+    def _losses(self, batch: TrainingBatch, *, backward: bool) -> Float[Tensor, " b"]:
         packed = decoder_batch(batch, decoder=self._decoder, padding=self.padding, backward=backward)
         return self._graphs(self._run, packed)[: len(batch.rows)]
 
@@ -78,7 +96,7 @@ class DecoderBackend:
         saved: list[tuple[SavedActivations, BlockFactors] | None] = []
         for number, block in enumerate(blocks):
             last = number == len(blocks) - 1
-            factors, attention = self._factors(number, batch, frozen, last=last), TrainingAttention(batch, last=last)
+            factors, attention = self._factors(number, batch, frozen, last=last), _attention(batch, last=last)
             inputs.append(x)
             x, activations = block.forward(x, factors, attention, *rope)
             saved.append((activations, factors) if batch.backward and (last or not self._checkpointing) else None)
@@ -87,7 +105,7 @@ class DecoderBackend:
             return loss
         for number in reversed(range(self._first_block, len(blocks))):
             block, last = blocks[number], number == len(blocks) - 1
-            attention = TrainingAttention(batch, last=last)
+            attention = _attention(batch, last=last)
             if (block_saved := saved.pop()) is not None:
                 activations, factors = block_saved
             else:
@@ -104,9 +122,10 @@ class DecoderBackend:
         slot = torch.zeros(1, dtype=torch.long, device=self._like.device)
         slots = RowSlots(slot, torch.ones(1, 1, dtype=self._like.dtype, device=self._like.device))
         rows = RaggedRows(ids, torch.arange(1, len(ids) + 1) < len(ids), torch.tensor([len(ids)]))
+        padding = self.padding if self._decoder.has_kernels else Padding(1)
         training_batch = TrainingBatch(rows, slots, slot.cpu(), torch.ones(1))
-        batch = decoder_batch(training_batch, decoder=self._decoder, padding=Padding(1), backward=False)
-        # In a batch with other slots each row has gathered factors, which are to be counted.
+        batch = decoder_batch(training_batch, decoder=self._decoder, padding=padding, backward=False)
+        # On a CPU, in a batch with other slots each row has gathered factors, which are to be counted.
         batch = replace(batch, single_slot=None)
         x = self._decoder.embed(batch.ids, batch.position)
         n_bytes = 0
@@ -114,7 +133,7 @@ class DecoderBackend:
         for number, block in enumerate(self._decoder.blocks):
             n_bytes += x.nbytes
             factors = self._factors(number, batch, no_frozen, last=False)
-            x, activations = block.forward(x, factors, TrainingAttention(batch, last=False), batch.cos, batch.sin)
+            x, activations = block.forward(x, factors, _attention(batch, last=False), batch.cos, batch.sin)
             # With checkpointing the activations of one block are in memory at a time, and all blocks have the same size.
             if not self._checkpointing or number == 0:
                 n_bytes += activations.n_bytes + sum(of_layers.factors.n_bytes for of_linear in factors.values() for of_layers in of_linear)
@@ -129,7 +148,7 @@ class DecoderBackend:
 
     def _frozen_updates(self, slots: Int[Tensor, " b"]) -> list[BlockUpdates]:
         """Return the frozen factors of each row, block by block."""
-        if self._frozen_adapters is None:
+        if self._frozen_adapters is None or self._frozen_factors is not None:
             return [{} for _ in self._loras]
         return self._frozen_adapters.of_each(slots) if self.padding.uniform else self._frozen_adapters.of_rows(slots)
 
@@ -138,15 +157,22 @@ class DecoderBackend:
         block = self._decoder.blocks[number]
         selected = batch.predicting_segments if last else batch.segments
         factors = {name: list(of_linear) for name, of_linear in on_segments(block, frozen[number], batch.segments, selected).items()}
+        if self._frozen_factors is not None:
+            for name, slots in self._frozen_factors[number].items():
+                tokens, layers = _tiles(batch, predicting_only=last and name != "qkv"), tuple(range(len(block.linears[name].names)))
+                factors[name].append(LayerFactors(TiledLora(slots, tokens, FROZEN), layers, ()))
         for name, lora in self._loras[number].items():
-            layers = tuple(block.linears[name].names.index(layer) for layer in lora.spec.names)
             predicting_only = last and name != "qkv"
-            trained = self._trained_factors(lora, batch, predicting_only=predicting_only)
-            factors[name].insert(0, LayerFactors(trained, layers, selected if predicting_only else batch.segments))
+            trained = self._trained_factors(number, name, batch, predicting_only=predicting_only)
+            factors[name].insert(0, LayerFactors(trained, _layers(block, name, lora), selected if predicting_only else batch.segments))
         return factors
 
-    def _trained_factors(self, lora: FusedLora, batch: DecoderBatch, *, predicting_only: bool) -> GatheredLora | SingleSlotLora:
+    def _trained_factors(self, number: int, name: str, batch: DecoderBatch, *, predicting_only: bool) -> LowRankFactors:
         """Return a fused LoRA's factors for all tokens of a batch, or for the predicting ones."""
+        lora = self._loras[number][name]
+        if batch.tokens is not None:
+            tokens = _tiles(batch, predicting_only=predicting_only)
+            return TiledLora(self._slot_factors[number][name], tokens, TRAINED, batch.input_scale)
         if batch.single_slot is None:
             return GatheredLora(lora, batch.row_slots, self._decoder.dtype)
         single = batch.single_slot
@@ -175,6 +201,11 @@ def _cross_entropy(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
     """Return each token's negative log-likelihood, and the gradient of their weighted sum with respect to the hidden states."""
     logits = decoder.logits(hidden)
+    if decoder.has_kernels and decoder.logit_softcap is None:
+        from clusterlora.engine.kernels.cross_entropy import cross_entropy_
+
+        nll = cross_entropy_(logits, targets, weight)
+        return nll, decoder.logits_backward(logits, logits)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = wide.logsumexp(1, keepdim=True)
     nll = total[:, 0] - wide.gather(1, targets[:, None])[:, 0]
@@ -187,6 +218,33 @@ def _loras_of(block: Block, lora_by_name: Mapping[str, FusedLora]) -> dict[str, 
     """Return the fused LoRA of each linear of a block that has one."""
     first = {name: next((layer for layer in linear.names if layer in lora_by_name), None) for name, linear in block.linears.items()}
     return {name: lora_by_name[layer] for name, layer in first.items() if layer is not None}
+
+
+def _layers(block: Block, name: str, lora: FusedLora) -> tuple[int, ...]:
+    """Return which layers of a fused linear have a LoRA."""
+    return tuple(block.linears[name].names.index(layer) for layer in lora.spec.names)
+
+
+def _slot_factors(block: Block, name: str, lora: FusedLora) -> SlotFactors:
+    parameters, gradients = LowRankUpdate(lora.a, tuple(lora.bs)), LowRankUpdate(lora.grad_a, tuple(lora.grad_bs))
+    return SlotFactors(parameters, gradients, columns_of(block.linears[name], _layers(block, name, lora)), lora.first_feature)
+
+
+def _frozen_slot_factors(decoder: Decoder, adapters: AdapterSlots) -> list[dict[str, SlotFactors]]:
+    return [
+        {name: SlotFactors(update, None, columns_of(block.linears[name], range(len(update.bs)))) for name, update in updates.items()}
+        for block, updates in zip(decoder.blocks, adapters.blocks, strict=True)
+    ]
+
+
+def _tiles(batch: DecoderBatch, *, predicting_only: bool) -> TokenTiles:
+    tiles = batch.predicting_tokens if predicting_only else batch.tokens
+    assert tiles is not None, "kernels take tiles"
+    return tiles
+
+
+def _attention(batch: DecoderBatch, *, last: bool) -> "TrainingAttention":
+    return TrainingAttention(batch, last=last) if batch.row_starts is None else RaggedTrainingAttention(batch, last=last)
 
 
 class TrainingAttention:
@@ -229,3 +287,21 @@ class TrainingAttention:
         if not self._last:
             return dx
         return torch.cat([dx, dx.new_zeros(1, dx.shape[1])]).index_select(0, self._batch.index_in_predicting)
+
+
+class RaggedTrainingAttention(TrainingAttention):
+    """The same for rows that are not padded."""
+
+    def attend(self, heads: Heads, q: Float[Tensor, "N H e"], k: Float[Tensor, "N G e"], v: Float[Tensor, "N G e"]) -> tuple[Tensor, Any]:
+        """See `Attention`."""
+        attended, saved = ragged_attention.attend(heads, self._starts, q, k, v)
+        return self.select(attended.flatten(1)), saved
+
+    def backward(self, heads: Heads, saved: Any, do: Float[Tensor, "N He"]) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DifferentiableAttention`."""
+        return ragged_attention.backward(heads, self._starts, saved, do.unflatten(1, (-1, heads.dim)))
+
+    @property
+    def _starts(self) -> RowStarts:
+        assert self._batch.row_starts is not None, "the rows of this batch are padded"
+        return self._batch.row_starts

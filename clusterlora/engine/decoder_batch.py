@@ -14,6 +14,8 @@ from clusterlora.engine.batch import RowSlots, TrainingBatch
 from clusterlora.engine.cuda_graphs import bucket_size
 from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.packing import PackedBatch, Padding, Segment, pack_batch
+from clusterlora.engine.ragged_attention import RowStarts, row_starts
+from clusterlora.engine.token_tiles import TokenTiles, token_tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,11 @@ class DecoderBatch:
     single_slot: SingleSlot | None
     """Set on a CPU when all rows have one slot."""
     frozen_slot: Int[Tensor, " b"]
+    tokens: TokenTiles | None
+    """Where the tokens of each slot are, for kernels; set on a GPU alone, like the next two."""
+    predicting_tokens: TokenTiles | None
+    row_starts: RowStarts | None
+    """Where rows begin, if they are not padded."""
     backward: bool
 
     @property
@@ -59,24 +66,30 @@ class DecoderBatch:
 
 
 def decoder_batch(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, backward: bool) -> DecoderBatch:
-    """Return a packed batch. With uniform padding it may have more rows than `batch`; the loss of the additional ones has weight 0."""
+    """Return a packed batch. On a GPU it may have more rows and tokens than `batch`; the loss of the additional ones has weight 0.
+
+    For kernels, the rows of a slot must be together.
+    """
     rows, slots, frozen_slots, weights = batch.rows, batch.slots, batch.frozen_slots, batch.weights
-    if padding.uniform:
-        n_rows = len(rows)
-        # Copies of the first row fill the batch up to a bucket size, so that shapes recur.
+    n_rows, recurs = len(rows), padding.uniform or padding.ragged
+    if recurs:
+        # Copies of the first row fill the batch up to a bucket size, so that shapes recur; without padding, what they have is no token.
         index = torch.arange(bucket_size(n_rows))
         index[n_rows:] = 0
-        rows, frozen_slots, weights = rows.select(index), frozen_slots[index], weights[index]
+        rows, frozen_slots, weights = rows if padding.ragged else rows.select(index), frozen_slots[index], weights[index]
         weights[n_rows:] = 0
-        index = index.to(decoder.device)
-        slots = RowSlots(slots.slot[index], slots.input_scale[index])
+        slots = RowSlots(slots.slot[index.to(slots.slot.device)], slots.input_scale[index.to(slots.input_scale.device)])
     packed = pack_batch(rows, padding)
-    position = packed.tokens.position.to(decoder.device)
+    device = decoder.device
+    position = packed.tokens.position.to(device)
     cos, sin = decoder.cos_sin(position, packed.tokens.longest)
     index_in_predicting = torch.full_like(packed.ids, len(packed.predicting_index))
     index_in_predicting[packed.predicting_index[packed.predicting.real]] = packed.predicting.real
-    scored, row, target, weight = _scored(packed, rows.targets, weights, with_padding=padding.uniform)
-    device = decoder.device
+    scored, row, target, weight = _scored(packed, rows.targets, weights, with_padding=recurs)
+    tiles: list[TokenTiles | None] = [None, None]
+    if decoder.has_kernels:
+        of_rows = slots.slot[:n_rows].tolist(), frozen_slots[:n_rows].tolist()
+        tiles = [token_tiles(packing, *of_rows, device) for packing in (packed.tokens, packed.predicting)]
     return DecoderBatch(
         ids=packed.ids.to(device),
         position=position,
@@ -90,10 +103,13 @@ def decoder_batch(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, b
         row=row.to(device),
         target=target.to(device),
         weight=weight.to(device),
-        slot=slots.slot,
-        input_scale=slots.input_scale,
-        single_slot=None if padding.uniform else _single_slot(packed, slots),
+        slot=slots.slot.to(device),
+        input_scale=slots.input_scale.to(device),
+        single_slot=None if recurs else _single_slot(packed, slots),
         frozen_slot=frozen_slots.to(device),
+        tokens=tiles[0],
+        predicting_tokens=tiles[1],
+        row_starts=row_starts(packed.tokens, device) if padding.ragged else None,
         backward=backward,
     )
 

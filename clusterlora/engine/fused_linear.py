@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clusterlora.engine import kernels
 from clusterlora.engine.packing import Segment
 from clusterlora.models.linear_layers import LinearLayer, linear_layer
 
@@ -66,9 +67,14 @@ class FusedLinear:
         yield from (layer.weight(dtype) for layer in self.quantised) if self.weight is None else self.weight.split(self.d_outs)
 
     def products(self, x: Float[Tensor, "N d_in"]) -> list[Float[Tensor, "N _D"]]:
-        """Return each layer's outputs: views of one product on a GPU, separate products on a CPU, which is slow on strided views."""
+        """Return each layer's outputs: views of one tensor on a GPU, separate products on a CPU, which is slow on strided views."""
         if self.weight is not None and self.weight.is_cuda:
             return list(functional.linear(x, self.weight, self.bias).split(self.d_outs, -1))
+        if x.is_cuda:
+            y = x.new_empty(*x.shape[:-1], sum(self.d_outs)) if self.bias is None else self.bias.expand(*x.shape[:-1], -1).clone()
+            for part, weight in zip(y.split(self.d_outs, -1), self.weights(x.dtype), strict=True):
+                torch.addmm(part, x, weight.T, beta=0 if self.bias is None else 1, out=part)
+            return list(y.split(self.d_outs, -1))
         biases = [None] * len(self.d_outs) if self.bias is None else self.bias.split(self.d_outs)
         return [functional.linear(x, weight, bias) for weight, bias in zip(self.weights(x.dtype), biases, strict=True)]
 
@@ -82,29 +88,40 @@ class FusedLinear:
 
     def backward(
         self,
-        dparts: Sequence[Float[Tensor, "N _D"]],
+        dparts: Sequence[Float[Tensor, "N _D"]] | Float[Tensor, "N D"],
         x: Float[Tensor, "N d_in"],
         saved: Sequence[list[Tensor]],
         factors: Sequence[LayerFactors],
     ) -> Float[Tensor, "N d_in"]:
-        """Add to the gradients of the trained factors; return the gradient of x."""
-        dys = self._of_layers(dparts)
-        dx = input_gradient(dys, self.weights(x.dtype))
+        """Add to the gradients of the trained factors; return the gradient of x.
+
+        Args:
+            dparts: the gradient of each part of the output, or that of all parts as one tensor.
+        """
+        dy = self._as_one(dparts)
+        dys = self._of_layers(dy)
+        dx = torch.mm(dy, self.weight) if isinstance(dy, Tensor) and self.weight is not None else input_gradient(dys, self.weights(x.dtype))
         _factors_backward(dys, x, saved, factors, dx)
         return dx
 
     def backward_factors(
         self,
-        dparts: Sequence[Float[Tensor, "N _D"]],
+        dparts: Sequence[Float[Tensor, "N _D"]] | Float[Tensor, "N D"],
         x: Float[Tensor, "N d_in"],
         saved: Sequence[list[Tensor]],
         factors: Sequence[LayerFactors],
     ) -> None:
         """Add to the gradients of the trained factors alone."""
-        _factors_backward(self._of_layers(dparts), x, saved, factors, None)
+        _factors_backward(self._of_layers(self._as_one(dparts)), x, saved, factors, None)
 
-    def _of_layers(self, dparts: Sequence[Tensor]) -> Sequence[Tensor]:
-        return dparts if self.parts is None else [torch.cat(list(dparts), -1)]
+    def _as_one(self, dparts: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
+        """Return parts as one tensor for kernels, which read columns of one tensor, and where they are parts of one layer's output."""
+        if isinstance(dparts, Tensor) or (self.parts is None and not kernels.serve(dparts[0].device, dparts[0].dtype)):
+            return dparts
+        return dparts[0] if len(dparts) == 1 else torch.cat(list(dparts), -1)
+
+    def _of_layers(self, dparts: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+        return dparts.split(self.d_outs, -1) if isinstance(dparts, Tensor) else dparts
 
 
 def _factors_backward(

@@ -87,6 +87,17 @@ class LowRankUpdate:
         """Bytes of the factors."""
         return sum(factor.nbytes for factor in self.factors)
 
+    def zeros(self, n: int) -> "LowRankUpdate":
+        """Return zeros of the same shapes for n rows."""
+        return zero_update(n, self.a.shape[2], [b.shape[1] for b in self.bs], [b.shape[2] for b in self.bs], self.a)
+
     def empty_like(self) -> "LowRankUpdate":
         """Return uninitialised factors of the same shapes."""
         return LowRankUpdate(torch.empty_like(self.a), tuple(torch.empty_like(b) for b in self.bs))
+
+
+def zero_update(n: int, d_in: int, ranks: Sequence[int], d_outs: Sequence[int], like: Tensor) -> LowRankUpdate:
+    """Return zeros for n rows as views of one matrix, as kernels want them."""
+    sizes = [sum(ranks) * d_in, *(rank * d_out for rank, d_out in zip(ranks, d_outs, strict=True))]
+    a, *bs = like.new_zeros(n, sum(sizes)).split(sizes, dim=1)
+    return LowRankUpdate(a.view(n, -1, d_in), tuple(b.view(n, rank, -1) for b, rank in zip(bs, ranks, strict=True)))

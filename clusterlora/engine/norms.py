@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clusterlora.engine import kernels
+
 
 @runtime_checkable
 class Norm(Protocol):
@@ -19,8 +21,16 @@ class Norm(Protocol):
         """Return the normalised tensor, and what `backward` takes."""
         ...
 
-    def backward(self, dy: Float[Tensor, "... d"], saved: tuple[Tensor, ...]) -> Float[Tensor, "... d"]:
-        """Return the gradient of the input."""
+    def add_forward(
+        self, x: Float[Tensor, "... d"], residual: Float[Tensor, "... d"]
+    ) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"], tuple[Tensor, ...]]:
+        """Return x + residual, which overwrites x, that normalised, and what `backward` takes."""
+        ...
+
+    def backward(
+        self, dy: Float[Tensor, "... d"], saved: tuple[Tensor, ...], add: Float[Tensor, "... d"] | None = None
+    ) -> Float[Tensor, "... d"]:
+        """Return the gradient of the input, with `add` added."""
         ...
 
 
@@ -38,19 +48,43 @@ class RMSNorm:
 
     def forward(self, x: Float[Tensor, "... d"]) -> tuple[Float[Tensor, "... d"], tuple[Tensor, ...]]:
         """See `Norm`."""
+        if kernels.serve(x.device, x.dtype):
+            from clusterlora.engine.kernels.rms_norm import rms_norm
+
+            y, inverse = rms_norm(x, self.weight, self.eps, wide_weight=self.wide_weight)
+            return y, (x, inverse)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse = torch.rsqrt(torch.linalg.vecdot(wide, wide)[..., None] / x.shape[-1] + self.eps)
         wide_unit = wide * inverse
         unit = wide_unit.to(x.dtype)
         return (wide_unit * self.weight).to(x.dtype) if self.wide_weight else unit * self.weight, (unit, inverse)
 
-    def backward(self, dy: Float[Tensor, "... d"], saved: tuple[Tensor, ...]) -> Float[Tensor, "... d"]:
-        """See `Norm`: (g - unit * mean(g * unit)) * inverse, with g = dy * weight."""
+    def add_forward(
+        self, x: Float[Tensor, "... d"], residual: Float[Tensor, "... d"]
+    ) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"], tuple[Tensor, ...]]:
+        """See `Norm`."""
+        if kernels.serve(x.device, x.dtype):
+            from clusterlora.engine.kernels.rms_norm import add_rms_norm
+
+            total, y, inverse = add_rms_norm(x, residual, self.weight, self.eps, wide_weight=self.wide_weight)
+            return total, y, (total, inverse)
+        total = x.add_(residual)
+        return total, *self.forward(total)
+
+    def backward(
+        self, dy: Float[Tensor, "... d"], saved: tuple[Tensor, ...], add: Float[Tensor, "... d"] | None = None
+    ) -> Float[Tensor, "... d"]:
+        """See `Norm`: (g - unit * mean(g * unit)) * inverse, with g = dy * weight. Kernels save x and not unit = x * inverse."""
         unit, inverse = saved
+        if kernels.serve(dy.device, dy.dtype):
+            from clusterlora.engine.kernels.rms_norm import rms_norm_backward
+
+            return rms_norm_backward(dy, unit, self.weight, inverse, add)
         g = (dy * self.weight).to(inverse.dtype)
         unit = unit.to(inverse.dtype)
         along = torch.linalg.vecdot(g, unit)[..., None] / g.shape[-1]
-        return torch.addcmul(g, unit, along, value=-1).mul_(inverse).to(dy.dtype)
+        dx = torch.addcmul(g, unit, along, value=-1).mul_(inverse).to(dy.dtype)
+        return dx if add is None else dx.add_(add)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +100,19 @@ class LayerNorm:
         y, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         return y, (x, mean, inverse)
 
-    def backward(self, dy: Float[Tensor, "... d"], saved: tuple[Tensor, ...]) -> Float[Tensor, "... d"]:
+    def add_forward(
+        self, x: Float[Tensor, "... d"], residual: Float[Tensor, "... d"]
+    ) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"], tuple[Tensor, ...]]:
+        """See `Norm`."""
+        total = x.add_(residual)
+        return total, *self.forward(total)
+
+    def backward(
+        self, dy: Float[Tensor, "... d"], saved: tuple[Tensor, ...], add: Float[Tensor, "... d"] | None = None
+    ) -> Float[Tensor, "... d"]:
         """See `Norm`."""
         x, mean, inverse = saved
         dx, _, _ = torch.ops.aten.native_layer_norm_backward(
             dy, x, x.shape[-1:], mean, inverse, self.weight, self.bias, [True, False, False]
         )
-        return dx
+        return dx if add is None else dx.add_(add)

@@ -3,7 +3,7 @@
 legend   b row, n rows of a segment, t token of a row, N tokens of all rows, M predicting tokens (a response token comes next)
 
 Neighbouring rows of equal padded length form a segment. Row-wise computations (a row's own factors, attention) run once per segment, on a
-view [n, t, ...] of its part of [N, ...].
+view [n, t, ...] of its part of [N, ...]. On a GPU, kernels that know where each row begins need no padding of rows at all.
 Source: Krell et al. 2021, efficient sequence packing (arXiv 2107.02027).
 """
 
@@ -16,15 +16,24 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clusterlora.engine.cuda_graphs import bucket_size
 from clusterlora.engine.ragged import RaggedRows
+
+
+_FILL_TO = 128
+"""A ragged batch has a multiple of this many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Pads every row to a multiple of `multiple` tokens; `uniform` pads all rows of a batch to its longest, as one segment."""
+    """Pads every row to a multiple of `multiple` tokens; `uniform` pads all rows of a batch to its longest, as one segment.
+
+    `ragged` pads no row, and the batch to one of few numbers of tokens; there are no segments.
+    """
 
     multiple: int
     uniform: bool = False
+    ragged: bool = False
 
     def __call__(self, lengths: Sequence[int]) -> list[int]:
         """Return the padded lengths."""
@@ -54,6 +63,8 @@ class Packing:
     """The layout of packed rows: their segments, the row and the position of each of the N tokens, the indices of those not padding."""
 
     segments: tuple[Segment, ...]
+    widths: Int[Tensor, " b"]
+    """Tokens of each row, its padding included."""
     row: Int[Tensor, " N"]
     position: Int[Tensor, " N"]
     real: Int[Tensor, " n"]
@@ -61,16 +72,27 @@ class Packing:
     @property
     def longest(self) -> int:
         """Tokens of the longest row, padding included."""
-        return max(segment.length for segment in self.segments)
+        return int(self.widths.max())
 
 
 def pack(lengths: Int[Tensor, " b"], padding: Padding) -> Packing:
     """Return the layout of rows of these lengths."""
     padded = padding(lengths.tolist())
+    n = sum(padded)
     width = torch.tensor(padded, device=lengths.device)
-    row = torch.repeat_interleave(torch.arange(len(padded), device=lengths.device), width, output_size=sum(padded))
-    position = torch.arange(sum(padded), device=lengths.device) - (width.cumsum(0) - width)[row]
-    return Packing(_segments(padded), row, position, (position < lengths[row]).nonzero()[:, 0])
+    row = torch.repeat_interleave(torch.arange(len(padded), device=lengths.device), width, output_size=n)
+    position = torch.arange(n, device=lengths.device) - (width.cumsum(0) - width)[row]
+    real = (position < lengths[row]).nonzero()[:, 0]
+    if not padding.ragged:
+        return Packing(_segments(padded), width, row, position, real)
+    # What fills the batch counts as tokens of the first row, no row longer than the longest.
+    n_more = _fill_up(n) - n
+    return Packing((), width, torch.cat([row, row.new_zeros(n_more)]), torch.cat([position, torch.arange(n_more) % max(padded)]), real)
+
+
+def _fill_up(n_tokens: int) -> int:
+    """Return one of few numbers of tokens that is at least `n_tokens`, at most a quarter larger unless that is small."""
+    return _FILL_TO * math.ceil(bucket_size(n_tokens) / _FILL_TO)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ split into chunks, every adapter gets exactly the gradient of its own mean loss.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,12 +118,20 @@ class Passes:
         return loss_by_slot
 
     def _chunks(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-        """Yield the rows, longest first, in chunks within the token budget; a single row may exceed it."""
-        rows = sorted(rows, key=lambda row: -len(row.sequence.ids))
+        """Yield the rows in chunks within the token budget, longest first where rows are padded; a single row may exceed it."""
+        padding, budget = self._slots.backend.padding, self._tokens_per_chunk
+        if padding.ragged:
+            # The rows of a slot stay together, and chunks are of about one size, so that their shapes recur.
+            rows = sorted(rows, key=lambda row: row.active.slot)
+            n_tokens = sum(len(row.sequence.ids) for row in rows)
+            longest = max(len(row.sequence.ids) for row in rows)
+            budget = min(budget, math.ceil(n_tokens / math.ceil(n_tokens / budget)) + longest)
+        else:
+            rows = sorted(rows, key=lambda row: -len(row.sequence.ids))
         start = 0
         while start < len(rows):
             lengths = [len(row.sequence.ids) for row in rows[start : start + self._rows_per_chunk]]
-            size = n_rows_that_fit(lengths, self._tokens_per_chunk, self._slots.backend.padding)
+            size = n_rows_that_fit(lengths, budget, padding)
             yield rows[start : start + size]
             start += size
 
@@ -137,7 +146,7 @@ class Passes:
     def _row_slots(self, rows: Sequence[_Row], *, dropout: bool) -> RowSlots:
         recipes = [row.active.job.recipe for row in rows]
         like = self._slots.stack.parameters
-        slot = torch.tensor([row.active.slot for row in rows], device=like.device)
+        slot = torch.tensor([row.active.slot for row in rows])
         scale = torch.tensor([[ADAPTER_KINDS[recipe.kind].scale(recipe)] for recipe in recipes], device=like.device, dtype=like.dtype)
         if not dropout:
             return RowSlots(slot, scale)

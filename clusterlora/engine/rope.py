@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clusterlora.engine import kernels
+
 CosSin = tuple[Float[Tensor, "n w"], Float[Tensor, "n w"]]
 RopeTable = Callable[[Int[Tensor, " n"]], CosSin]
 """From positions to the cosine and sine of their angles; the second half of the width repeats the first."""
@@ -56,3 +58,20 @@ def apply_rope(x: Float[Tensor, "N h e"], cos: Float[Tensor, "N w"], sin: Float[
         return torch.cat([apply_rope(x[..., :width], cos, sin), x[..., width:]], dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)
+
+
+def rotated(
+    q: Float[Tensor, "N H e"], k: Float[Tensor, "N G e"], cos: Float[Tensor, "N w"], sin: Float[Tensor, "N w"]
+) -> tuple[Float[Tensor, "N H e"], Float[Tensor, "N G e"]]:
+    """Return queries and keys rotated as `apply_rope` does; kernels overwrite both, in one launch where keys follow queries."""
+    if not kernels.serve(q.device, q.dtype):
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+    from clusterlora.engine.kernels.rope import rope_
+
+    n_heads = q.shape[1] + k.shape[1]
+    if q.stride() == k.stride() and k.data_ptr() == q.data_ptr() + q.shape[1] * q.stride(1) * q.itemsize:
+        rope_(q.as_strided((len(q), n_heads, q.shape[2]), q.stride()), cos, sin)
+    else:
+        rope_(q, cos, sin)
+        rope_(k, cos, sin)
+    return q, k

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from clusterlora.engine import kernels
+
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 _CLIP_EPS = 1e-6
 """Added to the norm in the denominator, as in `torch.nn.utils.clip_grad_norm_`."""
@@ -31,36 +33,57 @@ class SlotAdamW:
     """The moments and step counts of K slots; parameters and gradients are rows of two matrices [K, n]."""
 
     def __init__(self, parameters: Float[Tensor, "k n"], gradients: Float[Tensor, "k n"]) -> None:
+        self._parameters = parameters
         self._gradients = gradients
         self.first = torch.zeros_like(parameters)
         self.second = torch.zeros_like(parameters)
-        self._rows: list[Sequence[Tensor]] = [matrix.unbind(0) for matrix in (parameters, self.first, self.second)]
-        self._n_steps = [torch.zeros((), device=parameters.device) for _ in parameters]
+        self._n_steps = [0] * len(parameters)
 
     def reset(self, slot: int, *, n_steps: int = 0) -> None:
         """Zero a slot's moments and set the number of steps it has taken."""
         self.first[slot].zero_()
         self.second[slot].zero_()
-        self._n_steps[slot].fill_(n_steps)
+        self._n_steps[slot] = n_steps
 
     def step(self, steps: Mapping[int, SlotStep]) -> None:
         """Step each of these slots with its gradient clipped to `max_grad_norm`; other slots are not touched."""
         if not steps:
             return
+        if kernels.serve(self._parameters.device, self._parameters.dtype):
+            self._step_by_kernel(steps)
+        else:
+            self._step_by_torch(steps)
+        for slot in steps:
+            self._n_steps[slot] += 1
+
+    def _step_by_kernel(self, steps: Mapping[int, SlotStep]) -> None:
+        from clusterlora.engine.kernels.slot_adamw import row_norms, slot_adamw
+
+        rows = []
+        for slot, step in steps.items():
+            n = self._n_steps[slot] + 1
+            rows.append((step.learning_rate, step.weight_decay, step.max_grad_norm, 1 - _BETA1**n, (1 - _BETA2**n) ** 0.5, 1.0))
+        slots = torch.tensor(list(steps)).to(self._parameters.device, non_blocking=True)
+        table = torch.tensor(rows, dtype=torch.float32).to(self._parameters.device, non_blocking=True)
+        norms = row_norms(self._gradients, slots)
+        table[:, 2] = (table[:, 2] / (norms + _CLIP_EPS)).clamp_(max=1)
+        slot_adamw(self._parameters, self._gradients, self.first, self.second, slots, table)
+
+    def _step_by_torch(self, steps: Mapping[int, SlotStep]) -> None:
         clipped = self._gradients[list(steps)]
         max_norms = clipped.new_tensor([step.max_grad_norm for step in steps.values()])
         clipped.mul_((max_norms / (torch.linalg.vector_norm(clipped, dim=1) + _CLIP_EPS)).clamp_(max=1)[:, None])
         gradient_by_slot = dict(zip(steps, clipped.unbind(0), strict=True))
         for step, equal in groupby(sorted(steps, key=steps.__getitem__), key=steps.__getitem__):
             slots = list(equal)
-            parameters, first, second = ([rows[slot] for slot in slots] for rows in self._rows)
+            parameters, first, second = ([matrix[slot] for slot in slots] for matrix in (self._parameters, self.first, self.second))
             adamw(
                 parameters,
                 [gradient_by_slot[slot] for slot in slots],
                 first,
                 second,
                 [],
-                [self._n_steps[slot] for slot in slots],
+                [torch.tensor(float(self._n_steps[slot]), device=self._parameters.device) for slot in slots],
                 fused=True,
                 amsgrad=False,
                 beta1=_BETA1,

@@ -48,7 +48,7 @@ class FusedLora:
         """
         self.spec = spec
         self.rank = rank
-        self._features = slice(first_feature, first_feature + spec.d_in)
+        self.first_feature = first_feature
         self.a: Tensor
         self.bs: list[Tensor]
         self.grad_a: Tensor
@@ -72,7 +72,7 @@ class FusedLora:
 
     def own_inputs(self, input_scale: Float[Tensor, "n feature"]) -> Float[Tensor, "n d_in"]:
         """Return the columns of an input scale that belong to these layers' inputs; a single column applies to all inputs."""
-        return input_scale if input_scale.shape[1] == 1 else input_scale[:, self._features]
+        return input_scale if input_scale.shape[1] == 1 else input_scale[:, self.first_feature : self.first_feature + self.spec.d_in]
 
     def gather(self, rows: RowSlots, dtype: torch.dtype, device: torch.device | None = None) -> LowRankUpdate:
         """Return a copy of each row's factors, its input scale multiplied into A; on a device of their layer's where it is another one."""

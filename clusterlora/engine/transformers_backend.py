@@ -48,7 +48,8 @@ class TransformersBackend:
         parts = (*batch.rows.padded(pad_id=self._pad_id, multiple=PAD_TO), batch.rows.targets, batch.frozen_slots, batch.weights)
         ids, predicts, targets, frozen_slots, weights = (part.to(self._model.device) for part in parts)
         with ExitStack() as contexts:
-            self._enter(contexts, batch.slots, frozen_slots, n_tokens=ids.shape[1])
+            slots = RowSlots(batch.slots.slot.to(ids.device), batch.slots.input_scale.to(ids.device))
+            self._enter(contexts, slots, frozen_slots, n_tokens=ids.shape[1])
             contexts.enter_context(torch.set_grad_enabled(backward))
             contexts.enter_context(logits_only_at(self._model, predicts, head_is_stacked=self._head_is_stacked))
             # Right padding under causal attention needs no mask: no real token attends to padding.

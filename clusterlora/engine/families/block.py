@@ -23,10 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from clusterlora.engine import kernels
 from clusterlora.engine.attention import Heads
 from clusterlora.engine.fused_linear import FusedLinear, LayerFactors
 from clusterlora.engine.norms import Norm
-from clusterlora.engine.rope import apply_rope
+from clusterlora.engine.rope import rotated
 
 BlockFactors = Mapping[str, Sequence[LayerFactors]]
 """The factors of a batch on each fused linear of a block, by the names in `Block.linears`."""
@@ -68,16 +69,41 @@ class DifferentiableAttention(Attention, Protocol):
 class Activation:
     """An element-wise function, and its gradient from that of its output and its input."""
 
+    name: str
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
 
+    def gated(self, gate: Float[Tensor, "N f"], up: Float[Tensor, "N f"]) -> Float[Tensor, "N f"]:
+        """Return act(gate) * up."""
+        if kernels.serve(gate.device, gate.dtype):
+            from clusterlora.engine.kernels.gated import gated
 
-_GELU_TANH = Activation(partial(functional.gelu, approximate="tanh"), lambda dy, x: torch.ops.aten.gelu_backward(dy, x, approximate="tanh"))
+            return gated(gate, up, self.name)
+        return self.forward(gate).mul_(up)
+
+    def gated_backward(
+        self, dproduct: Float[Tensor, "N f"], gate: Float[Tensor, "N f"], up: Float[Tensor, "N f"]
+    ) -> Sequence[Tensor] | Float[Tensor, "N both"]:
+        """Return the gradients of gate and up, or both as one tensor; overwrites `dproduct`."""
+        if kernels.serve(gate.device, gate.dtype):
+            from clusterlora.engine.kernels.gated import gated_backward
+
+            return gated_backward(dproduct, gate, up, self.name)
+        dup = self.forward(gate).mul_(dproduct)
+        return [self.backward(dproduct.mul_(up), gate), dup]
+
+
+def _gelu_tanh(name: str) -> Activation:
+    return Activation(
+        name, partial(functional.gelu, approximate="tanh"), lambda dy, x: torch.ops.aten.gelu_backward(dy, x, approximate="tanh")
+    )
+
+
 ACTIVATIONS = {
-    "silu": Activation(functional.silu, torch.ops.aten.silu_backward),
-    "gelu": Activation(functional.gelu, torch.ops.aten.gelu_backward),
-    "gelu_new": _GELU_TANH,
-    "gelu_pytorch_tanh": _GELU_TANH,
+    "silu": Activation("silu", functional.silu, torch.ops.aten.silu_backward),
+    "gelu": Activation("gelu", functional.gelu, torch.ops.aten.gelu_backward),
+    "gelu_new": _gelu_tanh("gelu_new"),
+    "gelu_pytorch_tanh": _gelu_tanh("gelu_pytorch_tanh"),
 }
 """By the name that transformers' configurations use."""
 
@@ -157,17 +183,14 @@ class Block:
         q, norm_q = _normalised(self.norm_q, q)
         k, norm_k = _normalised(self.norm_k, k)
         if self.rope is not None:
-            q, k = (apply_rope(part, cos[self.rope], sin[self.rope]) for part in (q, k))
+            q, k = rotated(q, k, cos[self.rope], sin[self.rope])
         o, attended = attention.attend(self.heads, q, k, v)
         x = attention.select(x)
         (y,), h_out = self.out.forward(o, factors["out"])
         y, norm_attended = _normalised(self.norm_attended, y)
-        x = y.add_(x)
-        m, norm_mid = self.norm_mid.forward(x)
+        x, m, norm_mid = self.norm_mid.add_forward(y, x)
         parts, h_up = self.up.forward(m, factors["up"])
-        product = self.activation.forward(parts[0])
-        if len(parts) == 2:
-            product = product.mul_(parts[1])
+        product = self.activation.forward(parts[0]) if len(parts) == 1 else self.activation.gated(parts[0], parts[1])
         (y,), h_down = self.down.forward(product, factors["down"])
         y, norm_mlp = _normalised(self.norm_mlp, y)
         saved = SavedActivations(
@@ -194,28 +217,35 @@ class Block:
         dy = _norm_backward(self.norm_mlp, dx, saved.norm_mlp)
         dproduct = self.down.backward([dy], saved.product, saved.h_down, factors["down"])
         dm = self.up.backward(self._activation_backward(dproduct, saved.parts), saved.m, saved.h_up, factors["up"])
-        dx = self.norm_mid.backward(dm, saved.norm_mid).add_(dx)
+        dx = self.norm_mid.backward(dm, saved.norm_mid, add=dx)
         dy = _norm_backward(self.norm_attended, dx, saved.norm_attended)
         do = self.out.backward([dy], saved.o, saved.h_out, factors["out"])
         dx, do = attention.scatter(dx), attention.scatter(do)
-        dq, dk, dv = attention.backward(self.heads, saved.attended, do)
-        if self.rope is not None:
-            dq, dk = (apply_rope(part, cos[self.rope], -sin[self.rope]) for part in (dq, dk))
-        dq, dk = _norm_backward(self.norm_q, dq, saved.norm_q), _norm_backward(self.norm_k, dk, saved.norm_k)
-        dqkv = [part.flatten(1) for part in (dq, dk, dv)]
+        dqkv = self._before_attention(*attention.backward(self.heads, saved.attended, do), saved, cos, sin)
         if not input_gradient:
             self.qkv.backward_factors(dqkv, saved.a, saved.h_qkv, factors["qkv"])
             return dx
         da = self.qkv.backward(dqkv, saved.a, saved.h_qkv, factors["qkv"])
-        return self.norm_in.backward(da, saved.norm_in).add_(dx)
+        return self.norm_in.backward(da, saved.norm_in, add=dx)
 
-    def _activation_backward(self, dproduct: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradient of each part; overwrites `dproduct`."""
+    def _before_attention(
+        self, dq: Tensor, dk: Tensor, dv: Tensor, saved: SavedActivations, cos: Tensor, sin: Tensor
+    ) -> Sequence[Tensor] | Tensor:
+        """Return the gradient of the projections to queries, keys and values, given that of what attention read."""
+        if kernels.serve(dq.device, dq.dtype) and self.norm_q is None and self.norm_k is None:
+            from clusterlora.engine.kernels.rope import rope_backward_packed
+
+            return rope_backward_packed(dq, dk, dv, *((None, None) if self.rope is None else (cos[self.rope], sin[self.rope])))
+        if self.rope is not None:
+            dq, dk = rotated(dq, dk, cos[self.rope], -sin[self.rope])
+        dq, dk = _norm_backward(self.norm_q, dq, saved.norm_q), _norm_backward(self.norm_k, dk, saved.norm_k)
+        return [part.flatten(1) for part in (dq, dk, dv)]
+
+    def _activation_backward(self, dproduct: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor] | Tensor:
+        """Return the gradient of each part, or that of both as one tensor; overwrites `dproduct`."""
         if len(parts) == 1:
             return [self.activation.backward(dproduct, parts[0])]
-        gate, up = parts
-        dup = self.activation.forward(gate).mul_(dproduct)
-        return [self.activation.backward(dproduct.mul_(up), gate), dup]
+        return self.activation.gated_backward(dproduct, parts[0], parts[1])
 
 
 def _normalised(norm: Norm | None, x: Tensor) -> tuple[Tensor, NormSaved]:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clusterlora.engine import kernels, ragged_attention
 from clusterlora.engine.attention import Heads
 from clusterlora.engine.families.block import ACTIVATIONS, Block
 from clusterlora.engine.fused_linear import FusedLinear
@@ -132,6 +133,17 @@ class Decoder:
     def padding(self) -> Padding:
         """Little padding on a CPU; uniform padding on a GPU, where launches cost more and recurring shapes become CUDA graphs."""
         return Padding(PAD_TO) if self.device.type == "cpu" else Padding(2 * PAD_TO, uniform=True)
+
+    @property
+    def training_padding(self) -> Padding:
+        """No padding where the GPU's kernels need none."""
+        ragged = self.has_kernels and all(ragged_attention.fits(block.heads, self.dtype, self.device) for block in self.blocks)
+        return Padding(1, ragged=True) if ragged else self.padding
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether `engine.kernels` computes this decoder's low-rank updates and element-wise functions."""
+        return kernels.serve(self.device, self.dtype)
 
     @property
     def tokens_per_pass(self) -> int:

@@ -1,10 +1,18 @@
-"""Triton kernels of what is element-wise in a pass: on a GPU a chain of PyTorch's kernels reads and writes the same memory many times.
+"""Kernels for GPUs, in Triton. Its modules import Triton, so the engine imports them when tensors are on a GPU."""
 
-Each computes in float32 and rounds once, unless a model rounds in between. Only tensors on a CUDA device get here, and only then are
-these modules imported: they import Triton, which exists on Linux only. Triton's interpreter (TRITON_INTERPRET=1) runs them on a CPU.
+from functools import cache
+from importlib.util import find_spec
 
-No kernel synchronises, and what is compiled depends on the dimensions of a model and the strides of its tensors, never on the number of
-tokens: an eager pass compiles everything that the capture of a CUDA graph needs. Block sizes follow from the shapes; tuning them by
-trial would cost a short study seconds. Offsets of rows are computed in 64 bits.
-Source: Tillet, Kung & Cox 2019, Triton (MAPL 2019).
-"""
+import torch
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def serve(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the kernels compute tensors of this device and dtype; elsewhere PyTorch's own operations do."""
+    return device.type == "cuda" and dtype in _DTYPES and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
