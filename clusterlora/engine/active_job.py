@@ -27,14 +27,16 @@ class ActiveJob:
     started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
     """When its last checkpoint was written, on the clock of `time.monotonic`."""
-    _epoch_batches: list[list[int]] = field(default_factory=list[list[int]])
+    _batches_by_epoch: dict[int, list[list[int]]] = field(default_factory=dict[int, "list[list[int]]"])
 
-    def next_batch(self) -> list[TokenSequence]:
-        """Return the dialogues of the next optimiser step."""
-        epoch, step = divmod(len(self.losses), self.job.steps_per_epoch)
-        if step == 0:
-            self._epoch_batches = batches(self.job, epoch)
-        return [self.job.sequences[i] for i in self._epoch_batches[step]]
+    def batch(self, step: int) -> list[TokenSequence]:
+        """Return the dialogues of an optimiser step, which is the next one or the one after it."""
+        epoch, of_epoch = divmod(step, self.job.steps_per_epoch)
+        of_epochs = self._batches_by_epoch
+        if epoch not in of_epochs:
+            # Two threads may ask: each sees a whole dictionary.
+            self._batches_by_epoch = of_epochs = {n: of_epochs[n] for n in of_epochs if n == epoch - 1} | {epoch: batches(self.job, epoch)}
+        return [self.job.sequences[i] for i in of_epochs[epoch][of_epoch]]
 
     def next_step(self) -> SlotStep:
         """Return the hyper-parameters of the next optimiser step, its learning rate as scheduled."""

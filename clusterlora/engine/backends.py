@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -42,6 +42,10 @@ class Backend(Protocol):
 
         With `backward`, add its gradient to that of the row's slot.
         """
+        ...
+
+    def prepare(self, batch: TrainingBatch, *, backward: bool) -> Any:
+        """Return what can be computed of a batch while another one is, whatever its input scale; see `TrainingBatch.prepared`."""
         ...
 
     def bytes_per_token(self, ids: Int[Tensor, " t"]) -> float:

@@ -4,6 +4,7 @@ legend   b row of the batch (one dialogue of one adapter)
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,8 +33,5 @@ class TrainingBatch:
     """Slot of the frozen adapter under each row's trained one; 0 is none."""
     weights: Float[Tensor, " b"]
     """Weight of each row's summed negative log-likelihood in the loss."""
-
-    def select(self, rows: Int[Tensor, " n"]) -> "TrainingBatch":
-        """Return these rows in this order."""
-        slots = RowSlots(self.slots.slot[rows.to(self.slots.slot.device)], self.slots.input_scale[rows.to(self.slots.input_scale.device)])
-        return TrainingBatch(self.rows.select(rows), slots, self.frozen_slots[rows], self.weights[rows])
+    prepared: Any = None
+    """What the backend's `prepare` returned for the batch, whose slots may then have been without their input scale."""

@@ -7,7 +7,7 @@ Source: CUDA C++ Programming Guide, "CUDA Graphs"; torch.cuda.CUDAGraph.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -31,21 +31,22 @@ class CudaGraphCache(Generic[Arguments]):
 
     def __init__(self, device: torch.device, *, enabled: bool = True) -> None:
         self._enabled = enabled and device.type == "cuda"
+        self._device = device
         self._n_calls: Counter[object] = Counter()
         self._graphs: dict[object, CudaGraph[Arguments]] = {}
         self._pool: Any = None
 
     def __call__(self, function: Callable[[Arguments], Tensor], arguments: Arguments) -> Tensor:
-        """Return the function's result for these arguments."""
+        """Return the function's result for these arguments, whose tensors may be on the CPU: they are copied to the device."""
         if not self._enabled:
-            return function(arguments)
+            return function(on_device(arguments, self._device))
         signature = _signature(arguments)
         if signature not in self._graphs:
             self._n_calls[signature] += 1
             # The first call runs eagerly: it initialises libraries, which must not happen during a capture.
             if self._n_calls[signature] == 1 or len(self._graphs) == _MAX_GRAPHS:
-                return function(arguments)
-            self._graphs[signature] = graph = CudaGraph(function, arguments, self._pool)
+                return function(on_device(arguments, self._device))
+            self._graphs[signature] = graph = CudaGraph(function, on_device(arguments, self._device, copy=True), self._pool)
             self._pool = graph.pool
         return self._graphs[signature].replay(arguments)
 
@@ -54,12 +55,12 @@ class CudaGraph(Generic[Arguments]):
     """A captured call, with the memory that its kernels read and write."""
 
     def __init__(self, function: Callable[[Arguments], Tensor], arguments: Arguments, pool: Any) -> None:
-        """Capture the function; `pool` is the memory pool of another graph, which this one shares, or None."""
-        self._inputs = [tensor.clone() for tensor in _tensors(arguments)]
+        """Capture the function, whose arguments the graph keeps; `pool` is the memory pool of a graph that this one shares, or None."""
+        self._inputs = _tensors(arguments)
         self._graph = torch.cuda.CUDAGraph()
         # Graphs may share a pool because only one of them runs at a time.
         with torch.cuda.graph(self._graph, pool=pool):
-            self._output = function(_with_tensors(arguments, iter(self._inputs)))
+            self._output = function(arguments)
 
     @property
     def pool(self) -> Any:
@@ -72,6 +73,26 @@ class CudaGraph(Generic[Arguments]):
             mine.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._output
+
+
+def on_device(arguments: Arguments, device: torch.device, *, copy: bool = False) -> Arguments:
+    """Return a dataclass with its tensors, and those of dataclasses in it, on a device; copies of all of them if so asked."""
+    moved = {
+        f.name: value.to(device, non_blocking=True, copy=copy) if isinstance(value, Tensor) else on_device(value, device, copy=copy)
+        for f, value in zip(fields(arguments), _values(arguments), strict=True)  # pyright: ignore[reportArgumentType]
+        if isinstance(value, Tensor) or _has_tensors(value)
+    }
+    return replace(arguments, **moved)  # pyright: ignore[reportType]
+
+
+def pinned(arguments: Arguments) -> Arguments:
+    """Return a dataclass with its tensors on the CPU in page-locked memory, from which a GPU copies while the CPU goes on."""
+    moved = {
+        f.name: value.pin_memory() if isinstance(value, Tensor) else pinned(value)
+        for f, value in zip(fields(arguments), _values(arguments), strict=True)  # pyright: ignore[reportArgumentType]
+        if (isinstance(value, Tensor) and not value.is_cuda) or _has_tensors(value)
+    }
+    return replace(arguments, **moved)  # pyright: ignore[reportType]
 
 
 def bucket_size(n: int) -> int:
@@ -94,16 +115,6 @@ def _tensors(arguments: object) -> list[Tensor]:
         for value in _values(arguments)
         for tensor in ([value] if isinstance(value, Tensor) else _tensors(value) if _has_tensors(value) else [])
     ]
-
-
-def _with_tensors(arguments: Any, tensors: Iterator[Tensor]) -> Any:
-    """Return the same with other tensors, in the order of `_tensors`."""
-    changed = {
-        f.name: next(tensors) if isinstance(value, Tensor) else _with_tensors(value, tensors)
-        for f, value in zip(fields(arguments), _values(arguments), strict=True)
-        if isinstance(value, Tensor) or _has_tensors(value)
-    }
-    return replace(arguments, **changed)
 
 
 def _values(arguments: Any) -> list[object]:

@@ -21,12 +21,11 @@ from clusterlora.engine import ragged_attention
 from clusterlora.engine.adapter_slots import AdapterSlots, BlockUpdates, on_segments
 from clusterlora.engine.attention import Heads
 from clusterlora.engine.batch import RowSlots, TrainingBatch
-from clusterlora.engine.cuda_graphs import CudaGraphCache
-from clusterlora.engine.decoder_batch import DecoderBatch, decoder_batch
+from clusterlora.engine.cuda_graphs import CudaGraphCache, on_device, pinned
+from clusterlora.engine.decoder_batch import DecoderBatch, PreparedBatch, complete, prepare
 from clusterlora.engine.families.block import Block, BlockFactors, SavedActivations
 from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.fused_linear import LayerFactors, LowRankFactors
-from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Padding
 from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.ragged_attention import RowStarts
@@ -60,36 +59,37 @@ class DecoderBackend:
         self._decoder = decoder
         self._frozen_adapters = frozen_adapters
         self._checkpointing = checkpointing
-        self._like = lora.parameters
+        self._parameters = lora.parameters
+        self._cast = torch.empty_like(lora.parameters, dtype=decoder.dtype) if decoder.has_kernels and decoder.dtype != lora.parameters.dtype else None
+        """The parameters as kernels read them, where the base is in another dtype."""
         lora_by_name = {fused.spec.names[0]: fused for fused in lora.loras}
         self._loras = [_loras_of(block, lora_by_name) for block in decoder.blocks]
         # Below the first block with an adapter no gradient is needed.
         self._first_block = next(number for number, loras in enumerate(self._loras) if loras)
         self.padding = decoder.training_padding
-        self._slot_factors = [
-            {name: _slot_factors(block, name, fused) for name, fused in loras.items()} if decoder.has_kernels else {}
-            for block, loras in zip(decoder.blocks, self._loras, strict=True)
-        ]
+        self._slot_factors = self._slot_factors_of(lora) if decoder.has_kernels else []
         self._frozen_factors = _frozen_slot_factors(decoder, frozen_adapters) if decoder.has_kernels and frozen_adapters else None
         self.reentrant = True
         self._graphs = CudaGraphCache[DecoderBatch](decoder.device, enabled=not decoder.is_quantised)
 
     def __call__(self, batch: TrainingBatch, *, backward: bool = True) -> Float[Tensor, " b"]:
         """See `Backend`."""
-        order = batch.slots.slot.cpu().argsort(stable=True)
-        if not self._decoder.has_kernels or bool((order.diff() == 1).all()):
-            return self._losses(batch, backward=backward)
-        losses = self._losses(batch.select(order), backward=backward)
-        return torch.empty_like(losses).index_copy_(0, order.to(losses.device), losses)
+        prepared: PreparedBatch = batch.prepared or self.prepare(batch, backward=backward)
+        complete_batch = complete(prepared, batch.slots.input_scale, decoder=self._decoder)
+        losses = self._graphs(self._run, complete_batch)[: len(batch.rows)]
+        return losses if prepared.order is None else torch.empty_like(losses).index_copy_(0, prepared.order.to(losses.device), losses)
 
-    def _losses(self, batch: TrainingBatch, *, backward: bool) -> Float[Tensor, " b"]:
-        packed = decoder_batch(batch, decoder=self._decoder, padding=self.padding, backward=backward)
-        return self._graphs(self._run, packed)[: len(batch.rows)]
+    def prepare(self, batch: TrainingBatch, *, backward: bool) -> PreparedBatch:
+        """See `Backend`."""
+        prepared = prepare(batch, decoder=self._decoder, padding=self.padding, backward=backward)
+        return replace(prepared, batch=pinned(prepared.batch)) if self._decoder.device.type == "cuda" else prepared
 
     @torch.no_grad()
     def _run(self, batch: DecoderBatch) -> Float[Tensor, " b"]:
         """Run a batch forward and, if it says so, backward; return each row's loss."""
         blocks, rope = self._decoder.blocks, (batch.cos, batch.sin)
+        if self._cast is not None:
+            self._cast.copy_(self._parameters)
         frozen = self._frozen_updates(batch.frozen_slot)
         x = self._decoder.embed(batch.ids, batch.position)
         inputs: list[Tensor] = []
@@ -119,12 +119,13 @@ class DecoderBackend:
     @torch.no_grad()
     def bytes_per_token(self, ids: Int[Tensor, " t"]) -> float:
         """See `Backend`."""
-        slot = torch.zeros(1, dtype=torch.long, device=self._like.device)
-        slots = RowSlots(slot, torch.ones(1, 1, dtype=self._like.dtype, device=self._like.device))
+        slot = torch.zeros(1, dtype=torch.long, device=self._parameters.device)
+        slots = RowSlots(slot, torch.ones(1, 1, dtype=self._parameters.dtype, device=self._parameters.device))
         rows = RaggedRows(ids, torch.arange(1, len(ids) + 1) < len(ids), torch.tensor([len(ids)]))
         padding = self.padding if self._decoder.has_kernels else Padding(1)
         training_batch = TrainingBatch(rows, slots, slot.cpu(), torch.ones(1))
-        batch = decoder_batch(training_batch, decoder=self._decoder, padding=padding, backward=False)
+        prepared = prepare(training_batch, decoder=self._decoder, padding=padding, backward=False)
+        batch = on_device(complete(prepared, slots.input_scale, decoder=self._decoder), self._decoder.device)
         # On a CPU, in a batch with other slots each row has gathered factors, which are to be counted.
         batch = replace(batch, single_slot=None)
         x = self._decoder.embed(batch.ids, batch.position)
@@ -145,6 +146,20 @@ class DecoderBackend:
 
     def close(self) -> None:
         """Do nothing: the model is never modified."""
+
+    def _slot_factors_of(self, lora: StackedLora) -> list[dict[str, SlotFactors]]:
+        """Return where kernels find the factors of each fused linear of each block, and add their gradients."""
+        values = zip(lora.updates(self._parameters if self._cast is None else self._cast), lora.updates(lora.gradients), strict=True)
+        update_by_name = {fused.spec.names[0]: pair for fused, pair in zip(lora.loras, values, strict=True)}
+        return [
+            {
+                name: SlotFactors(
+                    *update_by_name[fused.spec.names[0]], columns_of(block.linears[name], _layers(block, name, fused)), fused.first_feature
+                )
+                for name, fused in loras.items()
+            }
+            for block, loras in zip(self._decoder.blocks, self._loras, strict=True)
+        ]
 
     def _frozen_updates(self, slots: Int[Tensor, " b"]) -> list[BlockUpdates]:
         """Return the frozen factors of each row, block by block."""
@@ -223,11 +238,6 @@ def _loras_of(block: Block, lora_by_name: Mapping[str, FusedLora]) -> dict[str, 
 def _layers(block: Block, name: str, lora: FusedLora) -> tuple[int, ...]:
     """Return which layers of a fused linear have a LoRA."""
     return tuple(block.linears[name].names.index(layer) for layer in lora.spec.names)
-
-
-def _slot_factors(block: Block, name: str, lora: FusedLora) -> SlotFactors:
-    parameters, gradients = LowRankUpdate(lora.a, tuple(lora.bs)), LowRankUpdate(lora.grad_a, tuple(lora.grad_bs))
-    return SlotFactors(parameters, gradients, columns_of(block.linears[name], _layers(block, name, lora)), lora.first_feature)
 
 
 def _frozen_slot_factors(decoder: Decoder, adapters: AdapterSlots) -> list[dict[str, SlotFactors]]:

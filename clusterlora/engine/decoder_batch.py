@@ -1,10 +1,10 @@
-"""A training batch as the decoder backend takes it: packed, on the decoder's device, and on a GPU in shapes that recur.
+"""A training batch as the decoder backend takes it: packed, and on a GPU in shapes that recur.
 
 legend   b row, N tokens of all rows, M predicting tokens (a response token comes next), n scored ones of these (whose
          logits are used), R tables of rotary embeddings, w rotated part of a head
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -65,53 +65,79 @@ class DecoderBatch:
         return RowSlots(self.slot, self.input_scale)
 
 
-def decoder_batch(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, backward: bool) -> DecoderBatch:
-    """Return a packed batch. On a GPU it may have more rows and tokens than `batch`; the loss of the additional ones has weight 0.
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """What of a batch can be made while another one is computed: all on the CPU, and all but cosines, sines and input scales."""
 
-    For kernels, the rows of a slot must be together.
-    """
-    rows, slots, frozen_slots, weights = batch.rows, batch.slots, batch.frozen_slots, batch.weights
+    batch: DecoderBatch
+    packed: PackedBatch
+    order: Int[Tensor, " b"] | None
+    """Which row of the training batch each row is; None if that is the same."""
+
+
+def prepare(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, backward: bool) -> PreparedBatch:
+    """Return a batch packed, whatever its input scale. On a GPU it may have more rows and tokens; the loss of those has weight 0."""
+    slot, order = batch.slots.slot.cpu(), None
+    rows, frozen_slots, weights = batch.rows, batch.frozen_slots, batch.weights
+    if decoder.has_kernels and not bool((slot.diff() >= 0).all()):
+        # For kernels, the rows of a slot are together.
+        order = slot.argsort(stable=True)
+        rows, slot, frozen_slots, weights = rows.select(order), slot[order], frozen_slots[order], weights[order]
     n_rows, recurs = len(rows), padding.uniform or padding.ragged
     if recurs:
         # Copies of the first row fill the batch up to a bucket size, so that shapes recur; without padding, what they have is no token.
         index = torch.arange(bucket_size(n_rows))
         index[n_rows:] = 0
-        rows, frozen_slots, weights = rows if padding.ragged else rows.select(index), frozen_slots[index], weights[index]
+        rows, slot, frozen_slots, weights = rows if padding.ragged else rows.select(index), slot[index], frozen_slots[index], weights[index]
         weights[n_rows:] = 0
-        slots = RowSlots(slots.slot[index.to(slots.slot.device)], slots.input_scale[index.to(slots.input_scale.device)])
     packed = pack_batch(rows, padding)
-    device = decoder.device
-    position = packed.tokens.position.to(device)
-    cos, sin = decoder.cos_sin(position, packed.tokens.longest)
     index_in_predicting = torch.full_like(packed.ids, len(packed.predicting_index))
     index_in_predicting[packed.predicting_index[packed.predicting.real]] = packed.predicting.real
     scored, row, target, weight = _scored(packed, rows.targets, weights, with_padding=recurs)
     tiles: list[TokenTiles | None] = [None, None]
     if decoder.has_kernels:
-        of_rows = slots.slot[:n_rows].tolist(), frozen_slots[:n_rows].tolist()
-        tiles = [token_tiles(packing, *of_rows, device) for packing in (packed.tokens, packed.predicting)]
-    return DecoderBatch(
-        ids=packed.ids.to(device),
-        position=position,
-        cos=cos,
-        sin=sin,
+        of_rows = slot[:n_rows].tolist(), frozen_slots[:n_rows].tolist()
+        tiles = [token_tiles(packing, *of_rows) for packing in (packed.tokens, packed.predicting)]
+    no_angles = torch.zeros(0, len(packed.ids), 0)
+    prepared = DecoderBatch(
+        ids=packed.ids,
+        position=packed.tokens.position,
+        cos=no_angles,
+        sin=no_angles,
         segments=packed.tokens.segments,
-        predicting_index=packed.predicting_index.to(device),
+        predicting_index=packed.predicting_index,
         predicting_segments=packed.predicting.segments,
-        index_in_predicting=index_in_predicting.to(device),
-        scored=scored.to(device),
-        row=row.to(device),
-        target=target.to(device),
-        weight=weight.to(device),
-        slot=slots.slot.to(device),
-        input_scale=slots.input_scale.to(device),
-        single_slot=None if recurs else _single_slot(packed, slots),
-        frozen_slot=frozen_slots.to(device),
+        index_in_predicting=index_in_predicting,
+        scored=scored,
+        row=row,
+        target=target,
+        weight=weight,
+        slot=slot,
+        input_scale=torch.zeros(len(slot), 0),
+        single_slot=None,
+        frozen_slot=frozen_slots,
         tokens=tiles[0],
         predicting_tokens=tiles[1],
-        row_starts=row_starts(packed.tokens, device) if padding.ragged else None,
+        row_starts=row_starts(packed.tokens) if padding.ragged else None,
         backward=backward,
     )
+    return PreparedBatch(prepared, packed, order)
+
+
+def complete(prepared: PreparedBatch, input_scale: Float[Tensor, "b feature"], *, decoder: Decoder) -> DecoderBatch:
+    """Return the batch with cosines, sines and input scales, all three on the decoder's device."""
+    batch, packed = prepared.batch, prepared.packed
+    position = batch.position.to(decoder.device, non_blocking=True)
+    longest = packed.tokens.longest if batch.row_starts is None else batch.row_starts.longest
+    cos, sin = decoder.cos_sin(position, longest)
+    input_scale = input_scale.to(decoder.device)
+    if prepared.order is not None:
+        input_scale = input_scale[prepared.order.to(decoder.device)]
+    if n_more := len(batch.slot) - len(input_scale):
+        input_scale = torch.cat([input_scale, input_scale[:1].expand(n_more, -1)])
+    recurs = batch.row_starts is not None or decoder.padding.uniform
+    single_slot = None if recurs else _single_slot(packed, RowSlots(batch.slot, input_scale))
+    return replace(batch, position=position, cos=cos, sin=sin, input_scale=input_scale, single_slot=single_slot)
 
 
 def _single_slot(packed: PackedBatch, slots: RowSlots) -> SingleSlot | None:

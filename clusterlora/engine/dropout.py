@@ -7,6 +7,8 @@ Source: Gal & Ghahramani 2016, one mask for all steps of a sequence (arXiv 1512.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float
@@ -41,10 +43,11 @@ class Tape:
         keep = torch.rand(_TAPE_LENGTH + longest, generator=generator) >= probability
         self._values = (keep.to(dtype) / (1 - probability)).to(device)
 
-    def read(self, key: MaskKey, n: int) -> Float[Tensor, " n"]:
-        """Return the mask of length n with this key."""
-        start = _hash(*key) % _TAPE_LENGTH
-        return self._values[start : start + n]
+    def read(self, keys: Sequence[MaskKey], n: int) -> Float[Tensor, "key n"]:
+        """Return the masks of length n with these keys."""
+        starts = torch.tensor([_hash(*key) % _TAPE_LENGTH for key in keys], device=self._values.device)
+        # All masks there are, as overlapping rows, of which only those that are wanted are copied.
+        return self._values.as_strided((_TAPE_LENGTH, n), (1, 1)).index_select(0, starts)
 
 
 class Dropout:
@@ -52,19 +55,20 @@ class Dropout:
 
     def __init__(self, n_features: int, *, device: torch.device, dtype: torch.dtype) -> None:
         self._n = n_features
-        self._ones = torch.ones(n_features, device=device, dtype=dtype)
+        self._like = torch.zeros((), device=device, dtype=dtype)
         self._tapes: dict[float, Tape] = {}
 
     def masks(self, probabilities: Sequence[float], keys: Sequence[MaskKey]) -> Float[Tensor, "b feature"] | None:
         """Return each row's mask; None if no row has dropout."""
         if not any(probabilities):
             return None
-        return torch.stack([self._mask(p, key) for p, key in zip(probabilities, keys, strict=True)])
+        by_probability = groupby(zip(probabilities, keys, strict=True), key=itemgetter(0))
+        masks = [self._masks(probability, [key for _, key in rows]) for probability, rows in by_probability]
+        return masks[0] if len(masks) == 1 else torch.cat(masks)
 
-    def _mask(self, probability: float, key: MaskKey) -> Tensor:
+    def _masks(self, probability: float, keys: Sequence[MaskKey]) -> Float[Tensor, "key feature"]:
         if probability == 0:
-            return self._ones
+            return torch.ones_like(self._like).expand(len(keys), self._n)
         if probability not in self._tapes:
-            ones = self._ones
-            self._tapes[probability] = Tape(probability, longest=self._n, device=ones.device, dtype=ones.dtype)
-        return self._tapes[probability].read(key, self._n)
+            self._tapes[probability] = Tape(probability, longest=self._n, device=self._like.device, dtype=self._like.dtype)
+        return self._tapes[probability].read(keys, self._n)

@@ -9,8 +9,9 @@ split into chunks, every adapter gets exactly the gradient of its own mean loss.
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -48,6 +49,14 @@ class _Row:
     weight: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows that are computed in one go."""
+
+    rows: Sequence[_Row]
+    batch: TrainingBatch
+
+
 class Passes:
     """Runs the dialogues of active jobs through the base, forward and backward."""
 
@@ -62,6 +71,7 @@ class Passes:
         # Threads share memory and caches.
         n_tokens //= self._n_shards
         self._tokens_per_chunk = max(1, n_tokens * micro_batch // max(job.recipe.batch_size for job in jobs))
+        self._plans = _NextStep(base.model.device)
         self._dropout = Dropout(slots.stack.n_features, device=base.model.device, dtype=slots.stack.parameters.dtype)
 
     def _tokens_that_fit(self, base: BaseModel, jobs: Sequence[TrainingJob]) -> int:
@@ -79,25 +89,36 @@ class Passes:
     def forward_backward(self, batches: Mapping[ActiveJob, Sequence[TokenSequence]]) -> dict[ActiveJob, float]:
         """Return each job's mean loss per response token of its dialogues, in nats; leave its gradient in the job's slot."""
         self._slots.stack.gradients.zero_()
-        return self._losses(batches, backward=True)
+        return self._losses(self._plans.pop(_steps_of(batches)) or self._plan(batches, backward=True), batches, backward=True)
 
     def forward(self, batches: Mapping[ActiveJob, Sequence[TokenSequence]]) -> dict[ActiveJob, float]:
         """Return the same losses without dropout; compute no gradient."""
-        return self._losses(batches, backward=False)
+        return self._losses(self._plan(batches, backward=False), batches, backward=False)
 
     def close(self) -> None:
         """End the worker threads."""
         self._workers.close()
+        self._plans.close()
 
-    def _losses(self, batches: Mapping[ActiveJob, Sequence[TokenSequence]], *, backward: bool) -> dict[ActiveJob, float]:
+    def _losses(
+        self, plan: Sequence[Sequence["_Chunk"]], batches: Mapping[ActiveJob, Sequence[TokenSequence]], *, backward: bool
+    ) -> dict[ActiveJob, float]:
+        by_shard = self._workers.map(partial(self._run_shard, backward=backward), plan)
+        if backward:
+            # While a GPU computes this step, the CPU prepares the next one.
+            self._plans.begin(batches, partial(self._plan, backward=True))
+        loss_by_slot = torch.zeros(len(self._slots), dtype=torch.float64)
+        for slots, losses in (shard for shards in by_shard for shard in shards):
+            loss_by_slot.index_add_(0, slots, losses.cpu())
+        return {active: float(loss_by_slot[active.slot]) for active in batches}
+
+    def _plan(self, batches: Mapping[ActiveJob, Sequence[TokenSequence]], *, backward: bool) -> list[list["_Chunk"]]:
+        """Return what to run: the chunks of each shard."""
         rows = []
         for active, sequences in batches.items():
             n_tokens = sum(sequence.n_response_tokens for sequence in sequences)
             rows += [_Row(active, sequence, index, 1 / n_tokens) for index, sequence in enumerate(sequences)]
-        loss_by_slot = torch.zeros(len(self._slots), dtype=torch.float64)
-        for shard_losses in self._workers.map(partial(self._run_shard, backward=backward), self._shards(rows)):
-            loss_by_slot += shard_losses
-        return {active: float(loss_by_slot[active.slot]) for active in batches}
+        return [[self._chunk(chunk, backward=backward) for chunk in self._chunks(shard)] for shard in self._shards(rows)]
 
     def _shards(self, rows: Sequence[_Row]) -> list[list[_Row]]:
         """Return the rows in one shard per worker, balanced by tokens; a slot's rows share a shard, so one thread adds to its gradient."""
@@ -109,13 +130,6 @@ class Passes:
         for row in rows:
             shards[shard_by_slot[row.active.slot]].append(row)
         return [shard for shard in shards if shard]
-
-    def _run_shard(self, rows: Sequence[_Row], *, backward: bool) -> Float[Tensor, " k"]:
-        """Run rows chunk by chunk; return each slot's loss."""
-        loss_by_slot = torch.zeros(len(self._slots), dtype=torch.float64)
-        for chunk in self._chunks(rows):
-            loss_by_slot.index_add_(0, torch.tensor([row.active.slot for row in chunk]), self._run_chunk(chunk, backward=backward))
-        return loss_by_slot
 
     def _chunks(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         """Yield the rows in chunks within the token budget, longest first where rows are padded; a single row may exceed it."""
@@ -135,24 +149,73 @@ class Passes:
             yield rows[start : start + size]
             start += size
 
-    def _run_chunk(self, rows: Sequence[_Row], *, backward: bool) -> Float[Tensor, " b"]:
-        """Run one chunk; return each row's share of its adapter's loss."""
+    def _chunk(self, rows: Sequence[_Row], *, backward: bool) -> "_Chunk":
+        slot = torch.tensor([row.active.slot for row in rows])
         frozen_slots = torch.tensor([self._slots.frozen_slot[row.active.job.frozen_adapter] for row in rows])
         weights = torch.tensor([row.weight for row in rows], dtype=torch.float64)
         ragged = RaggedRows.of([row.sequence for row in rows])
-        batch = TrainingBatch(ragged, self._row_slots(rows, dropout=backward), frozen_slots, weights)
-        return self._slots.backend(batch, backward=backward).cpu()
+        batch = TrainingBatch(ragged, RowSlots(slot, torch.ones(len(rows), 1)), frozen_slots, weights)
+        return _Chunk(rows, replace(batch, prepared=self._slots.backend.prepare(batch, backward=backward)))
 
-    def _row_slots(self, rows: Sequence[_Row], *, dropout: bool) -> RowSlots:
+    def _run_shard(self, chunks: Sequence["_Chunk"], *, backward: bool) -> list[tuple[Tensor, Tensor]]:
+        """Run chunks; return for each the slots of its rows and, on the model's device, their shares of their adapters' losses."""
+        losses = []
+        for chunk in chunks:
+            slot = chunk.batch.slots.slot
+            batch = replace(chunk.batch, slots=RowSlots(slot, self._input_scale(chunk.rows, dropout=backward)))
+            # What a backend returns is valid until its next call.
+            losses.append((slot, self._slots.backend(batch, backward=backward).clone()))
+        return losses
+
+    def _input_scale(self, rows: Sequence[_Row], *, dropout: bool) -> Float[Tensor, "b feature"]:
         recipes = [row.active.job.recipe for row in rows]
         like = self._slots.stack.parameters
-        slot = torch.tensor([row.active.slot for row in rows])
         scale = torch.tensor([[ADAPTER_KINDS[recipe.kind].scale(recipe)] for recipe in recipes], device=like.device, dtype=like.dtype)
         if not dropout:
-            return RowSlots(slot, scale)
+            return scale
         keys = [(row.active.job.recipe.seed, len(row.active.losses), row.index) for row in rows]
         masks = self._dropout.masks([recipe.dropout for recipe in recipes], keys)
-        return RowSlots(slot, scale if masks is None else scale * masks)
+        return scale if masks is None else scale * masks
+
+
+class _NextStep:
+    """The plan of the step after the one that is computed, made by a thread of its own where a GPU computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="next step") if device.type == "cuda" else None
+        self._planned: tuple[object, Future[list[list[_Chunk]]]] | None = None
+
+    def begin(
+        self,
+        batches: Mapping[ActiveJob, Sequence[TokenSequence]],
+        plan: Callable[[Mapping[ActiveJob, Sequence[TokenSequence]]], list[list["_Chunk"]]],
+    ) -> None:
+        """Plan the step after this one for the jobs that have one; should it be another one in the end, the plan is not used."""
+        if self._thread is None:
+            return
+        following = {active: len(active.losses) + 1 for active in batches if len(active.losses) + 1 < active.job.total_steps}
+        if following:
+            key = frozenset((id(active), step) for active, step in following.items())
+            self._planned = key, self._thread.submit(lambda: plan({active: active.batch(step) for active, step in following.items()}))
+
+    def pop(self, steps: object) -> list[list["_Chunk"]] | None:
+        """Return the plan of these steps if it was made."""
+        planned, self._planned = self._planned, None
+        if planned is None:
+            return None
+        key, plan = planned
+        # Its thread reads the jobs' batches, as the caller would.
+        made = plan.result()
+        return made if key == steps else None
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+
+def _steps_of(batches: Mapping[ActiveJob, Sequence[TokenSequence]]) -> object:
+    return frozenset((id(active), len(active.losses)) for active in batches)
 
 
 def _tokens_per_pass(base: BaseModel) -> int:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
 
 _PREFIX = "base_model.model."
+_OF_NUMPY = (torch.float32, torch.float64)
+"""Dtypes that numpy has as well."""
 
 
 def lora_config(
@@ -48,6 +50,7 @@ def write_peft_folder(
 
 def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: "PeftConfig") -> None:
     """Write an adapter as a PEFT folder; tensors are named by layer, or as PEFT names what precedes a prompt."""
+    from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +58,12 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: "Pe
     config.save_pretrained(str(folder))
     prefix = "" if config.is_prompt_learning else _PREFIX
     prefixed = {prefix + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    file, metadata = folder / "adapter_model.safetensors", {"format": "pt"}
+    if all(tensor.dtype in _OF_NUMPY for tensor in prefixed.values()):
+        # Several times faster for hundreds of small tensors.
+        save_arrays({name: tensor.numpy() for name, tensor in prefixed.items()}, file, metadata)
+    else:
+        save_file(prefixed, file, metadata)
 
 
 def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str, configs: Iterable[Mapping[str, Any]]) -> None:

@@ -31,7 +31,7 @@ class RowStarts:
     longest: int
 
 
-def row_starts(packing: Packing, device: torch.device) -> RowStarts:
+def row_starts(packing: Packing) -> RowStarts:
     """Return the starts of rows without padding, in a number that depends on few sizes of the batch; those left over are empty.
 
     What fills the batch is rows as well, which nothing reads.
@@ -44,7 +44,7 @@ def row_starts(packing: Packing, device: torch.device) -> RowStarts:
     starts[0] = 0
     starts[1 : 1 + len(ends)] = ends
     starts[1 + len(ends) : 1 + len(ends) + len(filling)] = filling
-    return RowStarts(starts.to(device), longest)
+    return RowStarts(starts, longest)
 
 
 def fits(heads: Heads, dtype: torch.dtype, device: torch.device) -> bool:

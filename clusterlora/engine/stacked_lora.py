@@ -13,11 +13,12 @@ backward pass accumulates into the gradient's rows directly.
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685); batching over adapters as in S-LoRA (arXiv 2311.03285), here for training.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from clusterlora.engine.batch import RowSlots
@@ -64,7 +65,7 @@ class FusedLora:
         """Parameters of one slot's A."""
         return self.rank * len(self.spec.names) * self.spec.d_in
 
-    def views(self, matrix: Float[Tensor, "k n"]) -> tuple[Float[Tensor, "k R d_in"], list[Float[Tensor, "k _r _D"]]]:
+    def views(self, matrix: Shaped[Tensor, "k n"]) -> tuple[Shaped[Tensor, "k R d_in"], list[Shaped[Tensor, "k _r _D"]]]:
         """Return A and the transposed B of each layer as views of these layers' columns of a [K, n] matrix."""
         n_slots = matrix.shape[0]
         a, *bs = matrix.split([self.n_parameters_of_a, *(self.rank * d_out for d_out in self.spec.d_outs)], dim=1)
@@ -130,6 +131,7 @@ class StackedLora:
         self.loras: list[FusedLora] = []
         self.n_features = 0
         self._initial: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._order: dict[int, tuple[Tensor, dict[str, tuple[int, ...]]]] = {}
         for spec in specs:
             self.loras.append(FusedLora(spec, rank=rank, first_feature=self.n_features))
             self.n_features += spec.d_in
@@ -141,6 +143,11 @@ class StackedLora:
         for lora, values, gradients in zip(self.loras, self._split(self.parameters), self._split(self.gradients), strict=True):
             lora.a, lora.bs = lora.views(values)
             lora.grad_a, lora.grad_bs = lora.views(gradients)
+
+    def updates(self, matrix: Float[Tensor, "k n"]) -> list[LowRankUpdate]:
+        """Return each fused LoRA's part of a [K, n] matrix as views."""
+        views = (lora.views(columns) for lora, columns in zip(self.loras, self._split(matrix), strict=True))
+        return [LowRankUpdate(a, tuple(bs)) for a, bs in views]
 
     def initial(self, *, rank: int, seed: int) -> dict[str, Tensor]:
         """Return the initial tensors of every adapter of this rank and seed: A as drawn by `initial_a`, B zero."""
@@ -163,20 +170,32 @@ class StackedLora:
             columns[: lora.n_parameters_of_a] = False
         return is_b.nonzero()[:, 0]
 
-    def _split(self, matrix: Float[Tensor, "k n"]) -> Sequence[Tensor]:
+    def _split(self, matrix: Shaped[Tensor, "k n"]) -> Sequence[Tensor]:
         """Return the columns of each fused LoRA."""
         return matrix.split([lora.n_parameters for lora in self.loras], dim=1)
 
     def read(self, slot: int, matrix: Float[Tensor, "k n"], *, rank: int) -> dict[str, Tensor]:
-        """Return a slot's row of a [K, n] matrix as tensors named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`, padding removed."""
-        tensors = {}
-        row = torch.empty(1, matrix.shape[1], dtype=matrix.dtype).copy_(matrix[slot])
-        for lora, columns in zip(self.loras, self._split(row), strict=True):
-            (a,), bs = lora.views(columns)
+        """Return a slot's row of a [K, n] matrix as tensors named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`, padding removed.
+
+        They are views of one copy: hundreds of small ones would take longer than a short training.
+        """
+        if rank not in self._order:
+            self._order[rank] = self._order_of(rank, matrix.device)
+        order, shapes = self._order[rank]
+        numbers = matrix[slot].index_select(0, order).cpu()
+        parts = numbers.split([math.prod(shape) for shape in shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+    def _order_of(self, rank: int, device: torch.device) -> tuple[Int[Tensor, " n"], dict[str, tuple[int, ...]]]:
+        """Return where in a slot's row the numbers of its tensors are, one tensor after another, and the shapes of these."""
+        columns = torch.arange(self.parameters.shape[1])[None]
+        order: dict[str, Tensor] = {}
+        for lora, own in zip(self.loras, self._split(columns), strict=True):
+            (a,), bs = lora.views(own)
             for name, a_of_layer, b in zip(lora.spec.names, a.split(self.rank), bs, strict=True):
-                tensors[f"{name}.lora_A.weight"] = a_of_layer[:rank]
-                tensors[f"{name}.lora_B.weight"] = b[0, :rank].T.contiguous()
-        return tensors
+                order[f"{name}.lora_A.weight"] = a_of_layer[:rank]
+                order[f"{name}.lora_B.weight"] = b[0, :rank].T
+        return torch.cat([part.flatten() for part in order.values()]).to(device), {name: tuple(part.shape) for name, part in order.items()}
 
     def write(self, slot: int, matrix: Float[Tensor, "k n"], tensors: Mapping[str, Tensor]) -> None:
         """Overwrite a slot's row of a [K, n] matrix with tensors named as `read` names them, zeros elsewhere."""

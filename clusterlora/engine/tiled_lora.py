@@ -65,11 +65,11 @@ class TiledLora:
 
     def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N _D"]], segments: Sequence[Segment]) -> list[Tensor]:  # noqa: ARG002
         """See `LowRankFactors`; the outputs are columns of one tensor."""
-        from clusterlora.engine.kernels import low_rank
+        from clusterlora.engine.kernels.low_rank import add_raised, lower
 
-        factors, where, tokens = self.slots.factors, self.slots.layout, self.tokens
-        h = low_rank.lower(x, factors, where, tokens.tiles, tokens.height, slot_column=self.column, scale=self._scale())
-        low_rank.add_raised(ys[0], h, factors, where, tokens.tiles, tokens.height, slot_column=self.column)
+        slots, tiles = self.slots, self._tiles()
+        h = lower(x, slots.factors, slots.layout, tiles, self._scale())
+        add_raised(ys[0], h, slots.factors, slots.layout, tiles)
         return [h]
 
     def backward(
@@ -81,34 +81,32 @@ class TiledLora:
         segments: Sequence[Segment],  # noqa: ARG002
     ) -> None:
         """See `LowRankFactors`; the gradients of the outputs are columns of one tensor."""
-        from clusterlora.engine.kernels import low_rank
+        from clusterlora.engine.kernels.low_rank import add_gradients, lower_gradient
 
-        slots, tokens = self.slots, self.tokens
+        slots, tiles = self.slots, self._tiles()
         if dx is None and slots.gradients is None:
             return
-        u = low_rank.lower_gradient(dys[0], slots.factors, slots.layout, tokens.tiles, tokens.height, slot_column=self.column)
-        low_rank.add_gradients(
-            x, saved[0], u, dys[0], dx, slots.factors, slots.gradients, slots.layout, tokens.tiles, tokens.spans, tokens.height,
-            slot_column=self.column, scale=self._scale(),
-        )  # fmt: skip
+        u = lower_gradient(dys[0], slots.factors, slots.layout, tiles)
+        add_gradients(x, saved[0], u, dys[0], dx, slots.factors, slots.gradients, slots.layout, tiles, self._scale())
 
     @property
     def n_bytes(self) -> int:
         """Bytes for this batch alone: none, the slots' own factors are read."""
         return 0
 
-    def _scale(self) -> Any:
-        from clusterlora.engine.kernels.low_rank import Scale
+    def _tiles(self) -> Any:
+        from clusterlora.engine.kernels.low_rank import Tiles
 
-        if self.input_scale is None:
-            return None
-        first = self.slots.first_feature if self.input_scale.shape[1] > 1 else 0
-        return Scale(self.input_scale[:, first:] if first else self.input_scale, self.tokens.row)
+        tokens = self.tokens
+        return Tiles(tokens.tiles, tokens.spans, tokens.starts, tokens.height, self.column)
+
+    def _scale(self) -> Float[Tensor, "b _feature"] | None:
+        scale = self.input_scale
+        return scale if scale is None or scale.shape[1] == 1 else scale[:, self.slots.first_feature :]
 
 
 def _rows(update: LowRankUpdate) -> Float[Tensor, "k _n"]:
     """Return the matrix rows that the factors are views of, from A on."""
     a, last = update.a, update.bs[-1]
     n = last.storage_offset() + last.shape[1] * last.shape[2] - a.storage_offset()
-    assert all(b.untyped_storage().data_ptr() == a.untyped_storage().data_ptr() and b.stride(0) == a.stride(0) for b in update.bs)
     return torch.as_strided(a, (len(a), n), (a.stride(0), 1), a.storage_offset())

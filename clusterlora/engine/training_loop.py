@@ -61,7 +61,7 @@ def train(
                     report.began(active[-1].job, len(active[-1].losses))
 
                 # One optimiser step of every adapter. One that resumed may have none left.
-                batches = {adapter: adapter.next_batch() for adapter in active if not adapter.is_finished}
+                batches = {adapter: adapter.batch(len(adapter.losses)) for adapter in active if not adapter.is_finished}
                 losses = passes.forward_backward(batches)
                 slots.step(losses)
                 for adapter, batch in batches.items():
@@ -78,10 +78,10 @@ def train(
                         slots.write_checkpoint(adapter)
                     if on_epoch is not None and not adapter.is_finished:
                         slots.show(adapter, on_epoch)
-                for adapter in [adapter for adapter in active if adapter.is_finished]:
+                for adapter, result in slots.finish([adapter for adapter in active if adapter.is_finished]):
                     active.remove(adapter)
                     unfinished.remove(adapter.job)
-                    if (result := slots.finish(adapter)) is None:
+                    if result is None:
                         failed.append(adapter.job)
                     else:
                         report.finished(result)

@@ -6,8 +6,10 @@ legend   K number of slots, n parameters of an adapter
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -23,6 +25,10 @@ from clusterlora.engine.kinds.kind import SlotRequest, Slots
 from clusterlora.engine.memory import free_memory_bytes
 from clusterlora.engine.peft_folder import read_peft_tensors, write_adapter
 from clusterlora.engine.slot_adamw import SlotAdamW
+from clusterlora.recipe import Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +36,8 @@ MAX_SLOTS = {"cpu": 32, "cuda": 256}
 """Adapters trained at once; more would not make the products more efficient."""
 SLOT_BYTES_PER_PARAMETER = 4 * 5
 """Parameters, gradients, clipped gradients and two moments in float32."""
+_WRITERS = 8
+"""Threads that write adapters."""
 _SLOT_SHARE = 0.25
 """Share of the free memory that slots may take."""
 
@@ -50,6 +58,9 @@ class TrainingSlots:
         self.stack, self.backend = _slots_and_backend(base, jobs, folders, checkpointing=checkpointing)
         self.optimiser = SlotAdamW(self.stack.parameters, self.stack.gradients)
         self._free = list(range(len(self)))
+        self._initial_rows: dict[tuple[int, int], Tensor] = {}
+        """The last one drawn, by rank and seed."""
+        self._configs: dict[Recipe, PeftConfig] = {}
 
     def __len__(self) -> int:
         return len(self.stack.parameters)
@@ -66,8 +77,10 @@ class TrainingSlots:
         saved = checkpoint.read(job)
         optimiser.reset(active.slot, n_steps=len(saved.losses) if saved else 0)
         if saved is None:
-            initial = read_peft_tensors(job.init_from) if job.init_from else stack.initial(rank=recipe.rank, seed=recipe.seed)
-            stack.write(active.slot, stack.parameters, initial)
+            if job.init_from:
+                stack.write(active.slot, stack.parameters, read_peft_tensors(job.init_from))
+            else:
+                stack.parameters[active.slot] = self._initial_row(recipe.rank, recipe.seed)
             return active
         stack.write(active.slot, stack.parameters, saved.weights)
         stack.write(active.slot, optimiser.first, saved.first_moments)
@@ -78,6 +91,14 @@ class TrainingSlots:
             stack.write(0, active.best[None], saved.best)
         log.info("%s resumes after step %d of %d", job.name, len(saved.losses), job.total_steps)
         return active
+
+    def _initial_row(self, rank: int, seed: int) -> Float[Tensor, " n"]:
+        """Return what adapters of this rank and seed start from; those of one study have one seed."""
+        if (rank, seed) not in self._initial_rows:
+            row = torch.zeros_like(self.stack.parameters[:1])
+            self.stack.write(0, row, self.stack.initial(rank=rank, seed=seed))
+            self._initial_rows = {(rank, seed): row[0]}
+        return self._initial_rows[rank, seed]
 
     def step(self, losses: Mapping[ActiveJob, float]) -> None:
         """Clip, schedule and step every slot by itself, but for those of losses that are not finite; record all losses."""
@@ -107,12 +128,20 @@ class TrainingSlots:
             unfinished = UnfinishedAdapter(job, len(active.losses) // job.steps_per_epoch, lambda: self._write(active, "after_epoch"))
             on_epoch(unfinished)
 
-    def finish(self, active: ActiveJob) -> TrainingResult | None:
-        """Free a job's slot; write its PEFT folder and return it, or None where its losses or weights are not finite."""
-        job, weights = active.job, self._weights_of(active)
-        result = None
+    def finish(self, finished: Sequence[ActiveJob]) -> Iterator[tuple[ActiveJob, TrainingResult | None]]:
+        """Free the slots of jobs; yield each with its PEFT folder written, or with None where its losses or weights are not finite.
+
+        Jobs of one length end together, and files are written by several threads.
+        """
+        if not finished:
+            return
+        with ThreadPoolExecutor(min(len(finished), _WRITERS)) as writers:
+            yield from zip(finished, writers.map(self._finish, finished), strict=True)
+
+    def _finish(self, active: ActiveJob) -> TrainingResult | None:
+        job, result = active.job, None
         # No loss has been computed with the weights of the last step.
-        if not active.has_diverged and bool(weights.isfinite().all()):
+        if not active.has_diverged and bool(self._weights_of(active).isfinite().all()):
             folder = self._write(active, "adapter")
             seconds = time.monotonic() - active.started
             result = TrainingResult(job, folder, tuple(active.losses), seconds, tuple(active.val_losses))
@@ -129,7 +158,9 @@ class TrainingSlots:
         """Write a job's weights, those of its best epoch if it has patience, and return their PEFT folder."""
         recipe, folder = active.job.recipe, active.job.scratch / folder_name
         tensors = self.stack.read(0, self._weights_of(active)[None], rank=recipe.rank)
-        write_adapter(folder, tensors, ADAPTER_KINDS[recipe.kind].peft_config(self._base, recipe))
+        if recipe not in self._configs:
+            self._configs[recipe] = ADAPTER_KINDS[recipe.kind].peft_config(self._base, recipe)
+        write_adapter(folder, tensors, self._configs[recipe])
         return folder
 
     def _weights_of(self, active: ActiveJob) -> Float[Tensor, " n"]:

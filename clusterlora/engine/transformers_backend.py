@@ -61,6 +61,9 @@ class TransformersBackend:
             weighted.sum().backward()
         return torch.zeros(len(ids), dtype=torch.float64, device=ids.device).index_add_(0, row, weighted.detach().double())
 
+    def prepare(self, batch: TrainingBatch, *, backward: bool) -> None:
+        """See `Backend`: nothing."""
+
     def bytes_per_token(self, ids: Int[Tensor, " t"]) -> float:
         """See `Backend`."""
         bytes_by_storage: dict[int, int] = {}

@@ -1,10 +1,10 @@
-"""Low-rank updates of a packed batch whose tokens have factors of their own, as Triton kernels.
+"""Low-rank updates of a packed batch whose rows have factors of their own, as Triton kernels.
 
 legend   N tokens of all rows, t token of a tile, k slot, d_in width of x, r rank of a layer, R of all layers, D a layer's outputs
 
-The equations are those of `engine.low_rank_update`. A program handles a tile of tokens of one slot and reads that slot's factors where
-they are, so that no row needs a copy of them; gradients are summed over all tokens of a slot in one program and added in place, so that
-no two programs write the same number. Four launches do what a fused linear takes otherwise a dozen for.
+The equations are those of `engine.low_rank_update`. A program handles a tile of tokens of one row and reads the factors of its slot where
+they are, so that no row needs a copy of them; gradients are summed over all rows of a slot in one program and added in place, so that no
+two programs write the same number. Four launches do what a fused linear takes otherwise a dozen for.
 Source: Chen et al. 2023, Punica (arXiv 2310.18547), and Sheng et al. 2023, S-LoRA (arXiv 2311.03285), for inference; here for training.
 """
 
@@ -20,8 +20,10 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-COLUMNS = 64
+COLUMNS = 128
 """Columns of a block of outputs, or of inputs."""
+_TOKENS = 64
+"""Tokens at a time of a sum over the tokens of a slot."""
 _MOST_RANKS = 64
 """Ranks of a block."""
 
@@ -63,55 +65,56 @@ def layout(*, d_in: int, ranks: list[int], d_outs: list[int], offsets: list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
-    """What multiplies the inputs of A: a row of numbers per row of the batch, or one number."""
+class Tiles:
+    """Which tokens a program handles.
 
-    values: Float[Tensor, "b feature"]
-    row: Int[Tensor, " N"]
-    """The row of each token."""
+    Tiles have two slots, the first token, the one after the last, and the row; spans have two slots, the first row, and the one after
+    the last. Empty ones fill up. Of the two slots the first is of trained factors and the second of frozen ones, in which 0 is none.
+    """
+
+    tiles: Int[Tensor, "tile 5"]
+    spans: Int[Tensor, "span 4"]
+    starts: Int[Tensor, " row"]
+    """The first token of each row, and the number of all tokens of rows."""
+    height: int
+    """The most tokens of a tile: 16 or more."""
+    column: int
+    """Which of the two slots counts."""
 
 
 def lower(
-    x: Float[Tensor, "N d_in"], factors: Float[Tensor, "k _n"], where: Layout, tiles: Int[Tensor, "tile 4"], height: int, *,
-    slot_column: int, scale: Scale | None
+    x: Float[Tensor, "N d_in"], factors: Float[Tensor, "k _n"], where: Layout, tiles: Tiles, scale: Float[Tensor, "b _feature"] | None
 ) -> Float[Tensor, "N R"]:
     """Return h = A (scale x) of every token of a tile; other rows are not written.
 
     Args:
-        factors: the slots' rows, from A on; a view with any stride between rows.
-        tiles: two slots, the first token, and the one after the last, of at most `height` tokens.
-        slot_column: which of the two slots counts. Tiles of slot 0 are left out where it is the second: no adapter.
+        factors: the slots' rows, from A on, in the dtype of x; a view with any stride between rows.
+        scale: what multiplies the inputs of each row, or one number for all of a row's.
     """
     h = x.new_empty(len(x), where.n_ranks)
     block = _ranks_per_block(where.n_ranks)
-    _lower[(len(tiles), triton.cdiv(where.n_ranks, block))](
-        x, factors, *_scale_arguments(scale, x), tiles, h, x.stride(0), factors.stride(0), where.d_in, where.n_ranks,
-        SLOT=slot_column, SCALED=_scaled(scale), T=height, R=block, D=2 * COLUMNS if height < COLUMNS else COLUMNS,
+    _lower[(len(tiles.tiles), triton.cdiv(where.n_ranks, block))](
+        x, factors, *_scale(scale, x), tiles.tiles, h, x.stride(0), factors.stride(0), where.d_in, where.n_ranks,
+        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, R=block, D=COLUMNS,
     )  # fmt: skip
     return h
 
 
-def add_raised(
-    y: Float[Tensor, "N _D"], h: Float[Tensor, "N R"], factors: Float[Tensor, "k _n"], where: Layout, tiles: Int[Tensor, "tile 4"],
-    height: int, *, slot_column: int
-) -> None:
+def add_raised(y: Float[Tensor, "N _D"], h: Float[Tensor, "N R"], factors: Float[Tensor, "k _n"], where: Layout, tiles: Tiles) -> None:
     """Add B h to the columns of y that belong to each layer."""
-    _add_raised[(len(tiles), len(where.blocks))](
-        y, h, factors, tiles, where.blocks, y.stride(0), factors.stride(0), where.n_ranks,
-        SLOT=slot_column, T=height, R=_ranks_per_block(where.ranks), C=COLUMNS,
+    _add_raised[(len(tiles.tiles), len(where.blocks))](
+        y, h, factors, tiles.tiles, where.blocks, y.stride(0), factors.stride(0), where.n_ranks,
+        SLOT=tiles.column, T=tiles.height, R=_ranks_per_block(where.ranks), C=COLUMNS,
     )  # fmt: skip
 
 
-def lower_gradient(
-    dy: Float[Tensor, "N _D"], factors: Float[Tensor, "k _n"], where: Layout, tiles: Int[Tensor, "tile 4"], height: int, *,
-    slot_column: int
-) -> Float[Tensor, "N R"]:
+def lower_gradient(dy: Float[Tensor, "N _D"], factors: Float[Tensor, "k _n"], where: Layout, tiles: Tiles) -> Float[Tensor, "N R"]:
     """Return u = B^T dy of every token of a tile; other rows are not written."""
     u = dy.new_empty(len(dy), where.n_ranks)
     block = _ranks_per_block(where.ranks)
-    _lower_gradient[(len(tiles), len(where.layers), triton.cdiv(where.ranks, block))](
-        dy, factors, tiles, where.layers, u, dy.stride(0), factors.stride(0), where.n_ranks,
-        SLOT=slot_column, T=height, R=block, C=2 * COLUMNS if height < COLUMNS else COLUMNS,
+    _lower_gradient[(len(tiles.tiles), len(where.layers), triton.cdiv(where.ranks, block))](
+        dy, factors, tiles.tiles, where.layers, u, dy.stride(0), factors.stride(0), where.n_ranks,
+        SLOT=tiles.column, T=tiles.height, R=block, C=COLUMNS,
     )  # fmt: skip
     return u
 
@@ -119,23 +122,23 @@ def lower_gradient(
 def add_gradients(
     x: Float[Tensor, "N d_in"], h: Float[Tensor, "N R"], u: Float[Tensor, "N R"], dy: Float[Tensor, "N _D"],
     dx: Float[Tensor, "N d_in"] | None, factors: Float[Tensor, "k _n"], gradients: Float[Tensor, "k _n"] | None, where: Layout,
-    tiles: Int[Tensor, "tile 4"], spans: Int[Tensor, "span 4"], height: int, *, slot_column: int, scale: Scale | None
-) -> None:
+    tiles: Tiles, scale: Float[Tensor, "b _feature"] | None
+) -> None:  # fmt: skip
     """Add scale (u A) to dx, u^T (scale x) to the gradient of A and h^T dy to that of each B; either of the two may be None.
 
     Args:
         gradients: laid out as `factors` are.
-        spans: all tokens of a slot, as `tiles` has them.
     """
-    d_blocks = triton.cdiv(where.d_in, COLUMNS)
-    n_dx = 0 if dx is None else len(tiles) * d_blocks
-    n_da = 0 if gradients is None else len(spans) * d_blocks
-    n_db = 0 if gradients is None else len(spans) * len(where.blocks)
+    d_blocks, n_spans = triton.cdiv(where.d_in, COLUMNS), len(tiles.spans)
+    n_dx = 0 if dx is None else len(tiles.tiles) * d_blocks
+    n_da = 0 if gradients is None else n_spans * d_blocks
+    n_db = 0 if gradients is None else n_spans * len(where.blocks)
     _add_gradients[(n_dx + n_da + n_db,)](
-        x, h, u, dy, x if dx is None else dx, factors, factors if gradients is None else gradients, *_scale_arguments(scale, x), tiles,
-        spans, where.blocks, x.stride(0), dy.stride(0), x.stride(0) if dx is None else dx.stride(0), factors.stride(0),
+        x, h, u, dy, x if dx is None else dx, factors, factors if gradients is None else gradients, *_scale(scale, x), tiles.tiles,
+        tiles.spans, tiles.starts, where.blocks, x.stride(0), dy.stride(0), x.stride(0) if dx is None else dx.stride(0), factors.stride(0),
         0 if gradients is None else gradients.stride(0), where.d_in, where.n_ranks, n_dx, n_da, d_blocks, len(where.blocks),
-        SLOT=slot_column, SCALED=_scaled(scale), T=height, R=_ranks_per_block(where.n_ranks), B=_ranks_per_block(where.ranks), C=COLUMNS,
+        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, S=_TOKENS, R=_ranks_per_block(where.n_ranks),
+        B=_ranks_per_block(where.ranks), C=COLUMNS,
     )  # fmt: skip
 
 
@@ -144,13 +147,13 @@ def _ranks_per_block(n: int) -> int:
     return min(_MOST_RANKS, max(16, triton.next_power_of_2(n)))
 
 
-def _scaled(scale: Scale | None) -> int:
+def _scaled(scale: Tensor | None) -> int:
     """Return 0 for no scale, 1 for a number per row, 2 for one per row and feature."""
-    return 0 if scale is None else 1 if scale.values.shape[1] == 1 else 2
+    return 0 if scale is None else 1 if scale.shape[1] == 1 else 2
 
 
-def _scale_arguments(scale: Scale | None, x: Tensor) -> tuple[Tensor, Tensor, int]:
-    return (x, x, 0) if scale is None else (scale.values, scale.row, scale.values.stride(0))
+def _scale(scale: Tensor | None, x: Tensor) -> tuple[Tensor, int]:
+    return (x, 0) if scale is None else (scale, scale.stride(0))
 
 
 @triton.jit
@@ -162,38 +165,29 @@ def _dot(left, right, total):
 
 
 @triton.jit
-def _scaled_input(x, scale, row, token, column, real, inside, x_stride, scale_stride, SCALED: tl.constexpr):
-    """Return scale x of tokens [T] and columns [D], in the dtype of x; zero where a token or a column is not counted."""
-    ok = real[:, None] & inside[None, :]
-    values = tl.load(x + token.to(tl.int64)[:, None] * x_stride + column[None, :], mask=ok, other=0.0)
-    if SCALED > 0:
-        rows = tl.load(row + token, mask=real, other=0).to(tl.int64)
-        if SCALED == 1:
-            factor = tl.load(scale + rows * scale_stride)[:, None]
-        else:
-            factor = tl.load(scale + rows[:, None] * scale_stride + column[None, :], mask=ok, other=0.0)
-        values = (values.to(tl.float32) * factor).to(values.dtype)
-    return values
-
-
-@triton.jit
 def _lower(
-    x, factors, scale, row, scale_stride, tiles, h, x_stride, factor_stride, d_in, n_ranks,
+    x, factors, scale, scale_stride, tiles, h, x_stride, factor_stride, d_in, n_ranks,
     SLOT: tl.constexpr, SCALED: tl.constexpr, T: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    tile = tiles + tl.program_id(0) * 4
+    tile = tiles + tl.program_id(0) * 5
     slot, first, end = tl.load(tile + SLOT).to(tl.int64), tl.load(tile + 2), tl.load(tile + 3)
     if first >= end or (SLOT == 1 and slot == 0):
         return
+    scale += tl.load(tile + 4).to(tl.int64) * scale_stride
     token, rank = first + tl.arange(0, T), tl.program_id(1) * R + tl.arange(0, R)
     real, used = token < end, rank < n_ranks
     total = tl.zeros([T, R], tl.float32)
     for start in range(0, d_in, D):
         column = start + tl.arange(0, D)
         inside = column < d_in
-        values = _scaled_input(x, scale, row, token, column, real, inside, x_stride, scale_stride, SCALED)
-        a = factors + slot * factor_stride + rank[None, :] * d_in + column[:, None]
-        total = _dot(values, tl.load(a, mask=used[None, :] & inside[:, None], other=0.0).to(values.dtype), total)
+        values = tl.load(x + token.to(tl.int64)[:, None] * x_stride + column[None, :], mask=real[:, None] & inside[None, :], other=0.0)
+        a_at = factors + slot * factor_stride + rank[None, :] * d_in + column[:, None]
+        a = tl.load(a_at, mask=used[None, :] & inside[:, None], other=0.0)
+        if SCALED == 2:
+            a = (a.to(tl.float32) * tl.load(scale + column, mask=inside, other=0.0)[:, None]).to(a.dtype)
+        total = _dot(values, a, total)
+    if SCALED == 1:
+        total = total * tl.load(scale)
     tl.store(h + token.to(tl.int64)[:, None] * n_ranks + rank[None, :], total.to(h.dtype.element_ty), mask=real[:, None] & used[None, :])
 
 
@@ -202,14 +196,16 @@ def _add_raised(
     y, h, factors, tiles, blocks, y_stride, factor_stride, n_ranks,
     SLOT: tl.constexpr, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    tile, block = tiles + tl.program_id(0) * 4, blocks + tl.program_id(1) * 6
+    tile = tiles + tl.program_id(0) * 5
     slot, first, end = tl.load(tile + SLOT).to(tl.int64), tl.load(tile + 2), tl.load(tile + 3)
     if first >= end or (SLOT == 1 and slot == 0):
         return
-    offset, first_rank, n, d_out, start, y_column = _block(block)
+    offset, first_rank, n, d_out, start, y_column = _block(blocks + tl.program_id(1) * 6)
     token, column = first + tl.arange(0, T), start + tl.arange(0, C)
     real, inside = token < end, column < d_out
-    total = tl.zeros([T, C], tl.float32)
+    out = y + token.to(tl.int64)[:, None] * y_stride + y_column + column[None, :]
+    ok = real[:, None] & inside[None, :]
+    total = tl.load(out, mask=ok, other=0.0).to(tl.float32)
     for rank_start in range(0, n, R):
         rank = rank_start + tl.arange(0, R)
         used = rank < n
@@ -217,11 +213,8 @@ def _add_raised(
             h + token.to(tl.int64)[:, None] * n_ranks + first_rank + rank[None, :], mask=real[:, None] & used[None, :], other=0.0
         )
         b = factors + slot * factor_stride + offset + rank[:, None] * d_out + column[None, :]
-        b_values = tl.load(b, mask=used[:, None] & inside[None, :], other=0.0).to(of_tokens.dtype)
-        total = _dot(of_tokens, b_values, total)
-    out = y + token.to(tl.int64)[:, None] * y_stride + y_column + column[None, :]
-    ok = real[:, None] & inside[None, :]
-    tl.store(out, (tl.load(out, mask=ok, other=0.0).to(tl.float32) + total).to(y.dtype.element_ty), mask=ok)
+        total = _dot(of_tokens, tl.load(b, mask=used[:, None] & inside[None, :], other=0.0), total)
+    tl.store(out, total.to(y.dtype.element_ty), mask=ok)
 
 
 @triton.jit
@@ -229,7 +222,7 @@ def _lower_gradient(
     dy, factors, tiles, layers, u, dy_stride, factor_stride, n_ranks,
     SLOT: tl.constexpr, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    tile = tiles + tl.program_id(0) * 4
+    tile = tiles + tl.program_id(0) * 5
     slot, first, end = tl.load(tile + SLOT).to(tl.int64), tl.load(tile + 2), tl.load(tile + 3)
     if first >= end or (SLOT == 1 and slot == 0):
         return
@@ -244,104 +237,120 @@ def _lower_gradient(
             dy + token.to(tl.int64)[:, None] * dy_stride + y_column + column[None, :], mask=real[:, None] & inside[None, :], other=0.0
         )
         b = factors + slot * factor_stride + offset + rank[None, :] * d_out + column[:, None]
-        b_values = tl.load(b, mask=used[None, :] & inside[:, None], other=0.0).to(values.dtype)
-        total = _dot(values, b_values, total)
+        total = _dot(values, tl.load(b, mask=used[None, :] & inside[:, None], other=0.0), total)
     out = u + token.to(tl.int64)[:, None] * n_ranks + first_rank + rank[None, :]
     tl.store(out, total.to(u.dtype.element_ty), mask=real[:, None] & used[None, :])
 
 
 @triton.jit
 def _add_gradients(
-    x, h, u, dy, dx, factors, gradients, scale, row, scale_stride, tiles, spans, blocks, x_stride, dy_stride, dx_stride, factor_stride,
+    x, h, u, dy, dx, factors, gradients, scale, scale_stride, tiles, spans, starts, blocks, x_stride, dy_stride, dx_stride, factor_stride,
     gradient_stride, d_in, n_ranks, n_dx, n_da, d_blocks, n_blocks,
-    SLOT: tl.constexpr, SCALED: tl.constexpr, T: tl.constexpr, R: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    SLOT: tl.constexpr, SCALED: tl.constexpr, T: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if program < n_dx:
         _add_dx(
-            u, dx, factors, scale, row, scale_stride, tiles + program // d_blocks * 4, program % d_blocks * C, dx_stride, factor_stride,
-            d_in, n_ranks, SLOT, SCALED, T, R, C,
+            u, dx, factors, scale, scale_stride, tiles + program // d_blocks * 5, program % d_blocks * C, dx_stride, factor_stride, d_in,
+            n_ranks, SLOT, SCALED, T, R, C,
         )  # fmt: skip
     elif program < n_dx + n_da:
         number = program - n_dx
         _add_da(
-            x, u, gradients, scale, row, scale_stride, spans + number // d_blocks * 4, number % d_blocks * C, x_stride, gradient_stride,
-            d_in, n_ranks, SCALED, T, R, C,
+            x, u, gradients, scale, scale_stride, spans + number // d_blocks * 4, starts, number % d_blocks * C, x_stride,
+            gradient_stride, d_in, n_ranks, SCALED, S, R, C,
         )  # fmt: skip
     else:
         number = program - n_dx - n_da
-        _add_db(h, dy, gradients, spans + number // n_blocks * 4, blocks + number % n_blocks * 6, dy_stride, gradient_stride, n_ranks, T, B, C)
+        _add_db(
+            h, dy, gradients, spans + number // n_blocks * 4, starts, blocks + number % n_blocks * 6, dy_stride, gradient_stride, n_ranks,
+            S, B, C,
+        )  # fmt: skip
 
 
 @triton.jit
 def _add_dx(
-    u, dx, factors, scale, row, scale_stride, tile, start, dx_stride, factor_stride, d_in, n_ranks,
+    u, dx, factors, scale, scale_stride, tile, start, dx_stride, factor_stride, d_in, n_ranks,
     SLOT: tl.constexpr, SCALED: tl.constexpr, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     slot, first, end = tl.load(tile + SLOT).to(tl.int64), tl.load(tile + 2), tl.load(tile + 3)
     if first < end and (SLOT == 0 or slot > 0):
         token, column = first + tl.arange(0, T), start + tl.arange(0, C)
         real, inside = token < end, column < d_in
+        out = dx + token.to(tl.int64)[:, None] * dx_stride + column[None, :]
+        ok = real[:, None] & inside[None, :]
+        before = tl.load(out, mask=ok, other=0.0).to(tl.float32)
         total = tl.zeros([T, C], tl.float32)
         for rank_start in range(0, n_ranks, R):
             rank = rank_start + tl.arange(0, R)
             used = rank < n_ranks
             of_tokens = tl.load(u + token.to(tl.int64)[:, None] * n_ranks + rank[None, :], mask=real[:, None] & used[None, :], other=0.0)
             a = factors + slot * factor_stride + rank[:, None] * d_in + column[None, :]
-            a_values = tl.load(a, mask=used[:, None] & inside[None, :], other=0.0).to(of_tokens.dtype)
-            total = _dot(of_tokens, a_values, total)
-        ok = real[:, None] & inside[None, :]
-        if SCALED > 0:
-            rows = tl.load(row + token, mask=real, other=0).to(tl.int64)
-            if SCALED == 1:
-                total = total * tl.load(scale + rows * scale_stride)[:, None]
-            else:
-                total = total * tl.load(scale + rows[:, None] * scale_stride + column[None, :], mask=ok, other=0.0)
-        out = dx + token.to(tl.int64)[:, None] * dx_stride + column[None, :]
-        tl.store(out, (tl.load(out, mask=ok, other=0.0).to(tl.float32) + total).to(dx.dtype.element_ty), mask=ok)
+            total = _dot(of_tokens, tl.load(a, mask=used[:, None] & inside[None, :], other=0.0), total)
+        scale += tl.load(tile + 4).to(tl.int64) * scale_stride
+        if SCALED == 1:
+            total = total * tl.load(scale)
+        elif SCALED == 2:
+            total = total * tl.load(scale + column, mask=inside, other=0.0)[None, :]
+        tl.store(out, (before + total).to(dx.dtype.element_ty), mask=ok)
 
 
 @triton.jit
 def _add_da(
-    x, u, gradients, scale, row, scale_stride, span, start, x_stride, gradient_stride, d_in, n_ranks,
-    SCALED: tl.constexpr, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    x, u, gradients, scale, scale_stride, span, starts, start, x_stride, gradient_stride, d_in, n_ranks,
+    SCALED: tl.constexpr, S: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    slot, first, end = tl.load(span).to(tl.int64), tl.load(span + 2), tl.load(span + 3)
-    if first < end:
+    slot, first_row, end_row = tl.load(span).to(tl.int64), tl.load(span + 2), tl.load(span + 3)
+    if first_row < end_row:
         column = start + tl.arange(0, C)
         inside = column < d_in
         for rank_start in range(0, n_ranks, R):
             rank = rank_start + tl.arange(0, R)
             used = rank < n_ranks
-            total = tl.zeros([R, C], tl.float32)
-            for token_start in range(first, end, T):
-                token = token_start + tl.arange(0, T)
-                real = token < end
-                values = _scaled_input(x, scale, row, token, column, real, inside, x_stride, scale_stride, SCALED)
-                of_tokens = tl.load(
-                    u + token.to(tl.int64)[None, :] * n_ranks + rank[:, None], mask=used[:, None] & real[None, :], other=0.0
-                )
-                total = _dot(of_tokens, values, total)
             out = gradients + slot * gradient_stride + rank[:, None] * d_in + column[None, :]
             ok = used[:, None] & inside[None, :]
-            tl.store(out, tl.load(out, mask=ok, other=0.0) + total.to(gradients.dtype.element_ty), mask=ok)
+            total = tl.load(out, mask=ok, other=0.0).to(tl.float32)
+            row_scale = scale + first_row.to(tl.int64) * scale_stride
+            for row in range(first_row, end_row):
+                of_row = tl.zeros([R, C], tl.float32)
+                end = tl.load(starts + row + 1)
+                for token_start in range(tl.load(starts + row), end, S):
+                    token = token_start + tl.arange(0, S)
+                    real = token < end
+                    values = tl.load(
+                        x + token.to(tl.int64)[:, None] * x_stride + column[None, :], mask=real[:, None] & inside[None, :], other=0.0
+                    )
+                    of_tokens = tl.load(
+                        u + token.to(tl.int64)[None, :] * n_ranks + rank[:, None], mask=used[:, None] & real[None, :], other=0.0
+                    )
+                    of_row = _dot(of_tokens, values, of_row)
+                if SCALED == 1:
+                    of_row = of_row * tl.load(row_scale)
+                elif SCALED == 2:
+                    of_row = of_row * tl.load(row_scale + column, mask=inside, other=0.0)[None, :]
+                row_scale += scale_stride
+                total += of_row
+            tl.store(out, total.to(gradients.dtype.element_ty), mask=ok)
 
 
 @triton.jit
 def _add_db(
-    h, dy, gradients, span, block, dy_stride, gradient_stride, n_ranks, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr
-):  # fmt: skip
-    slot, first, end = tl.load(span).to(tl.int64), tl.load(span + 2), tl.load(span + 3)
-    if first < end:
+    h, dy, gradients, span, starts, block, dy_stride, gradient_stride, n_ranks, S: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
+    slot, first_row, end_row = tl.load(span).to(tl.int64), tl.load(span + 2), tl.load(span + 3)
+    if first_row < end_row:
+        first, end = tl.load(starts + first_row), tl.load(starts + end_row)
         offset, first_rank, n, d_out, start, y_column = _block(block)
         column = start + tl.arange(0, C)
         inside = column < d_out
         for rank_start in range(0, n, R):
             rank = rank_start + tl.arange(0, R)
             used = rank < n
-            total = tl.zeros([R, C], tl.float32)
-            for token_start in range(first, end, T):
-                token = token_start + tl.arange(0, T)
+            out = gradients + slot * gradient_stride + offset + rank[:, None] * d_out + column[None, :]
+            ok = used[:, None] & inside[None, :]
+            total = tl.load(out, mask=ok, other=0.0).to(tl.float32)
+            for token_start in range(first, end, S):
+                token = token_start + tl.arange(0, S)
                 real = token < end
                 values = tl.load(
                     dy + token.to(tl.int64)[:, None] * dy_stride + y_column + column[None, :], mask=real[:, None] & inside[None, :], other=0.0
@@ -350,9 +359,7 @@ def _add_db(
                     h + token.to(tl.int64)[None, :] * n_ranks + first_rank + rank[:, None], mask=used[:, None] & real[None, :], other=0.0
                 )
                 total = _dot(of_tokens, values, total)
-            out = gradients + slot * gradient_stride + offset + rank[:, None] * d_out + column[None, :]
-            ok = used[:, None] & inside[None, :]
-            tl.store(out, tl.load(out, mask=ok, other=0.0) + total.to(gradients.dtype.element_ty), mask=ok)
+            tl.store(out, total.to(gradients.dtype.element_ty), mask=ok)
 
 
 @triton.jit
