@@ -21,7 +21,7 @@ _BLOCK, _N_WARPS = 8192, 16
 
 
 @triton.jit
-def _kernel(logits_ptr, target_ptr, weight_ptr, nll_ptr, stride, n_vocabulary, BLOCK: tl.constexpr):
+def _cross_entropy_kernel(logits_ptr, target_ptr, weight_ptr, nll_ptr, stride, n_vocabulary, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * stride
     lane = tl.arange(0, BLOCK)
@@ -37,13 +37,14 @@ def _kernel(logits_ptr, target_ptr, weight_ptr, nll_ptr, stride, n_vocabulary, B
         total = tl.where(x > largest, total * decay + 1.0, total + decay)
         largest = tl.maximum(largest, x)
     row_largest = tl.max(largest, axis=0)
-    log_total = row_largest + tl.log(tl.sum(total * tl.exp(largest - row_largest), axis=0))
-    tl.store(nll_ptr + row, log_total - target_logit)
+    # Not added to the maximum, beside which its digits may be lost.
+    log_total = tl.log(tl.sum(total * tl.exp(largest - row_largest), axis=0))
+    tl.store(nll_ptr + row, row_largest - target_logit + log_total)
     for start in range(0, n_vocabulary, BLOCK):
         column = start + lane
         mask = column < n_vocabulary
         x = tl.load(logits + column, mask=mask, other=float("-inf")).to(tl.float32)
-        gradient = weight * (tl.exp(x - log_total) - tl.where(column == target, 1.0, 0.0))
+        gradient = weight * (tl.exp(x - row_largest - log_total) - tl.where(column == target, 1.0, 0.0))
         tl.store(logits + column, gradient.to(logits_ptr.dtype.element_ty), mask=mask)
 
 
@@ -58,7 +59,7 @@ def cross_entropy_(logits: Float[Tensor, "n V"], targets: Int[Tensor, " n"], wei
     n, n_vocabulary = logits.shape
     nll = torch.empty(n, dtype=torch.float32, device=logits.device)
     with torch.cuda.device_of(logits):
-        _kernel[(n,)](
+        _cross_entropy_kernel[(n,)](
             logits,
             targets,
             weight,

@@ -48,7 +48,7 @@ def _activation(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(gate_ptr, up_ptr, product_ptr, width, gate_stride, up_stride, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_kernel(gate_ptr, up_ptr, product_ptr, width, gate_stride, up_stride, KIND: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
@@ -59,7 +59,7 @@ def _forward_kernel(gate_ptr, up_ptr, product_ptr, width, gate_stride, up_stride
 
 
 @triton.jit
-def _backward_kernel(
+def _gated_backward_kernel(
     dproduct_ptr, gate_ptr, up_ptr, out_ptr, width, dproduct_stride, gate_stride, up_stride, KIND: tl.constexpr, BLOCK: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -86,7 +86,7 @@ def gated(gate: Float[Tensor, "N f"], up: Float[Tensor, "N f"], activation: str)
     n, width = gate.shape
     block, n_warps = _tile(width)
     with torch.cuda.device_of(gate):
-        _forward_kernel[(n, triton.cdiv(width, block))](
+        _gated_kernel[(n, triton.cdiv(width, block))](
             gate,
             up,
             product,
@@ -114,7 +114,7 @@ def gated_backward(
     out = gate.new_empty(n, 2 * width)
     block, n_warps = _tile(width)
     with torch.cuda.device_of(gate):
-        _backward_kernel[(n, triton.cdiv(width, block))](
+        _gated_backward_kernel[(n, triton.cdiv(width, block))](
             dproduct,
             gate,
             up,

@@ -21,7 +21,7 @@ def _load(x_ptr, row, column, mask, stride_token, stride_head, n_heads):
 
 
 @triton.jit(do_not_specialize=["n_rows"])
-def _forward_kernel(
+def _rms_norm_kernel(
     x_ptr,
     residual_ptr,
     weight_ptr,
@@ -60,7 +60,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["n_rows"])
-def _backward_kernel(
+def _rms_norm_backward_kernel(
     dy_ptr,
     x_ptr,
     weight_ptr,
@@ -138,7 +138,7 @@ def rms_norm_backward(
     _, *dy_strides = _row_strides(dy)
     n_rows, rows, block, n_warps = _tile(x)
     with torch.cuda.device_of(x):
-        _backward_kernel[(triton.cdiv(n_rows, rows),)](
+        _rms_norm_backward_kernel[(triton.cdiv(n_rows, rows),)](
             dy,
             x,
             weight,
@@ -163,7 +163,7 @@ def _forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, tot
     inverse = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     n_rows, rows, block, n_warps = _tile(x)
     with torch.cuda.device_of(x):
-        _forward_kernel[(triton.cdiv(n_rows, rows),)](
+        _rms_norm_kernel[(triton.cdiv(n_rows, rows),)](
             x,
             x if residual is None else residual,
             weight,

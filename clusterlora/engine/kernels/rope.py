@@ -25,7 +25,7 @@ def _load_angles(cos_ptr, sin_ptr, token, stride, pair, HALF: tl.constexpr):
 
 
 @triton.jit
-def _rotate_kernel(
+def _rope_kernel(
     x_ptr, cos_ptr, sin_ptr, n_heads, stride_token, stride_head, stride_cos, HALF: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -57,7 +57,7 @@ def _load_heads(dq_ptr, dk_ptr, dv_ptr, strides, token, head, column, within, N_
 
 
 @triton.jit
-def _pack_kernel(
+def _rope_backward_kernel(
     dq_ptr,
     dk_ptr,
     dv_ptr,
@@ -116,7 +116,7 @@ def rope_(x: Float[Tensor, "N h e"], cos: Float[Tensor, "N w"], sin: Float[Tenso
     half = cos.shape[-1] // 2
     heads, n_warps = _tile(n_heads, half)
     with torch.cuda.device_of(x):
-        _rotate_kernel[(n, triton.cdiv(n_heads, heads))](
+        _rope_kernel[(n, triton.cdiv(n_heads, heads))](
             x,
             cos,
             sin,
@@ -155,7 +155,7 @@ def rope_backward_packed(
     out = dq.new_empty(n, (n_query + 2 * n_kv) * width)
     heads, n_warps = _tile(n_query + 2 * n_kv, max(half, width // 2))
     with torch.cuda.device_of(dq):
-        _pack_kernel[(n, triton.cdiv(n_query + 2 * n_kv, heads))](
+        _rope_backward_kernel[(n, triton.cdiv(n_query + 2 * n_kv, heads))](
             dq,
             dk,
             dv,

@@ -25,7 +25,7 @@ _BLOCKS_PER_PARTIAL = 8
 
 
 @triton.jit
-def _step_kernel(
+def _slot_adamw_kernel(
     parameter_ptr,
     gradient_ptr,
     first_ptr,
@@ -72,7 +72,7 @@ def _partial_squares_kernel(gradient_ptr, slots_ptr, partial_ptr, stride, n, BLO
 
 
 @triton.jit
-def _norm_kernel(partial_ptr, norm_ptr, n_partials, BLOCK: tl.constexpr):
+def _norms_kernel(partial_ptr, norm_ptr, n_partials, BLOCK: tl.constexpr):
     number = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, n_partials, BLOCK):
@@ -103,7 +103,7 @@ def slot_adamw(
     assert table.is_contiguous(), f"strides {table.stride()}"
     n = parameters.shape[1]
     with torch.cuda.device_of(parameters):
-        _step_kernel[(triton.cdiv(n, _BLOCK), len(slots))](
+        _slot_adamw_kernel[(triton.cdiv(n, _BLOCK), len(slots))](
             parameters,
             gradients,
             first,
@@ -139,5 +139,5 @@ def row_norms(gradients: Float[Tensor, "K n"], slots: Int[Tensor, " s"]) -> Floa
             N_BLOCKS=_BLOCKS_PER_PARTIAL,
             num_warps=_NORM_WARPS,  # pyright: ignore[reportCallIssue]
         )
-        _norm_kernel[(len(slots),)](partial, norms, n_partials, BLOCK=1024, num_warps=4)  # pyright: ignore[reportCallIssue]
+        _norms_kernel[(len(slots),)](partial, norms, n_partials, BLOCK=1024, num_warps=4)  # pyright: ignore[reportCallIssue]
     return norms
