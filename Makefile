@@ -12,7 +12,7 @@ PYTHON ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test-fast test test-all test-numeric test-rounding quantised test-quantised lint types imports check docs bench results screenshots load chaos fuzz audit lock clean
+.PHONY: help install demo test-fast test test-all test-numeric test-rounding quantised test-quantised lint types imports check docs bench bench-gpu results screenshots load chaos fuzz audit lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,10 @@ bench: $(VENV)/.bench-installed  ## comparison with other trainers, about half a
 	$(BIN)/python -m benchmarks.run --out docs $(BENCH)
 	$(BIN)/python -m benchmarks.serving --out docs
 	$(BIN)/python -m benchmarks.serving --people 10000 --requests 300 --out docs
+
+# Resumable by part; peers that are not installed are left out with the reason. More time, or some parts alone: BENCH="--minutes 12".
+bench-gpu: $(INSTALLED)  ## training and answers on one GPU beside other trainers: docs/gpu.md, 8 minutes
+	$(BIN)/python -m benchmarks.gpu --out docs $(BENCH)
 
 # The peers stand beside what is installed already: their lock holds the same versions.
 $(VENV)/.bench-installed: $(INSTALLED) benchmarks/requirements.lock

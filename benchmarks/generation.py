@@ -51,11 +51,11 @@ def compare_generation(
     all_questions = questions(subject.ours, plan.adapters, per_adapter=plan.items_per_adapter, described=plan.described)
     folders = write_adapters(subject.ours, plan.adapters, scratch)
     backend = inference_backend(subject.ours, [read_weights(folder) for folder in folders])
-    peft = _mounted(subject.theirs, folders)
+    peft = mounted(subject.theirs, folders)
     answers: dict[str, AnswerIds] = {}
     run_by_name: dict[str, Callable[[Sequence[Question], int], AnswerIds]] = {
-        OURS: partial(_ours, backend, batch_size=plan.batch_size),
-        ONE_BY_ONE: partial(_one_by_one, peft, subject.theirs),
+        OURS: partial(ours, backend, batch_size=plan.batch_size),
+        ONE_BY_ONE: partial(one_by_one, peft, subject.theirs),
         MIXED: partial(_mixed, peft, subject.theirs, batch_size=plan.batch_size),
     }
 
@@ -102,14 +102,15 @@ def compare_generation(
     ]
 
 
-def _ours(backend: InferenceBackend, items: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
+def ours(backend: InferenceBackend, items: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
+    """Return the answers of our engine, in order."""
     # Without references, since the peers compute no likelihoods.
     without_references = [replace(question, reference=()) for question in items]
     replies = backend.reply(without_references, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [reply.ids for reply in sorted(replies, key=lambda reply: reply.number)]
 
 
-def _mounted(base: BaseModel, folders: Sequence[Path]) -> PeftModel:
+def mounted(base: BaseModel, folders: Sequence[Path]) -> PeftModel:
     """Return PEFT's model with one adapter per slot, named after it."""
     model = PeftModel.from_pretrained(base.model, str(folders[0]), adapter_name="slot1")
     for slot, folder in enumerate(folders[1:], start=2):
@@ -117,7 +118,8 @@ def _mounted(base: BaseModel, folders: Sequence[Path]) -> PeftModel:
     return model.eval()
 
 
-def _one_by_one(model: PeftModel, base: BaseModel, items: Sequence[Question], max_new_tokens: int) -> AnswerIds:
+def one_by_one(model: PeftModel, base: BaseModel, items: Sequence[Question], max_new_tokens: int) -> AnswerIds:
+    """Return PEFT's answers, in order: adapter by adapter, the items of one in a batch."""
     answers: AnswerIds = [()] * len(items)
     for slot in sorted({q.slot for q in items}):
         indices = [i for i, q in enumerate(items) if q.slot == slot]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks import report, scale
+from benchmarks.gpu import page as gpu_page
+from benchmarks.gpu.results import FILE
 from clusterlora.durable import write_durably
 from tests.all.chaos import record
 
@@ -19,6 +21,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "benchmarks": lambda: report.page(DOCS / "benchmarks.json"),
     "benchmarks-avx2": lambda: report.page(DOCS / "benchmarks-avx2.json"),
     "scale": _scale,
+    **({"gpu": lambda: gpu_page.page(DOCS / FILE)} if (DOCS / FILE).is_file() else {}),
     "reliability": lambda: record.page(record.read(DOCS / "reliability.json")),
 }
 """Renderer by name of the page in docs/."""

@@ -72,8 +72,12 @@ def train_with_trainer(base: BaseModel, job: TrainingJob, *, autocast: bool) -> 
     return _finish(trainer, model, job, base, started)
 
 
-def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timing:
-    """Train one adapter with TRL's SFTTrainer on the same token ids and save it."""
+def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool, liger: bool = False) -> Timing:
+    """Train one adapter with TRL's SFTTrainer on the same token ids and save it.
+
+    Args:
+        liger: with Liger's kernels, which stay in the base model and in its module afterwards.
+    """
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
@@ -91,6 +95,7 @@ def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timi
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         gradient_checkpointing=False,
+        use_liger_kernel=liger,
     )
     trainer = SFTTrainer(
         model=base.model,
