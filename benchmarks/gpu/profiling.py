@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.measuring import StepTimes
@@ -46,7 +45,7 @@ class ProfiledSteps(StepTimes):
     def _kernels(self) -> str:
         is_gpu = self._device.type == "cuda"
         # On a GPU operators are listed as well, with the time of the kernels that they launched.
-        events = [event for event in self._profile.key_averages() if (event.device_type == DeviceType.CUDA) == is_gpu]
+        events = [event for event in self._profile.key_averages() if (event.device_type.name == "CUDA") == is_gpu]
         spent = {event.key: event.self_device_time_total if is_gpu else event.self_cpu_time_total for event in events}
         events.sort(key=lambda event: -spent[event.key])
         total = sum(spent.values()) or 1.0
