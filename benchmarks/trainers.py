@@ -55,8 +55,12 @@ def trl_is_installed() -> bool:
     return importlib.util.find_spec("trl") is not None
 
 
-def train_with_trainer(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timing:
-    """Train one adapter with transformers' Trainer and save it."""
+def train_with_trainer(base: BaseModel, job: TrainingJob, *, autocast: bool, model: PeftModel | None = None) -> Timing:
+    """Train one adapter with transformers' Trainer and save it.
+
+    Args:
+        model: a PEFT model on the base, which goes on training and is left as it is, in place of one of PEFT's own.
+    """
 
     def collate(rows: Sequence[TokenSequence]) -> dict[str, Tensor]:
         ids, predicts = RaggedRows.of(rows).padded(pad_id=base.pad_id)
@@ -66,10 +70,10 @@ def train_with_trainer(base: BaseModel, job: TrainingJob, *, autocast: bool) -> 
         return {"input_ids": ids, "labels": labels}
 
     started = time.perf_counter()
-    model: PeftModel = get_peft_model(base.model, lora_config(job.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
+    adapted: PeftModel = model or get_peft_model(base.model, lora_config(job.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
     arguments = TrainingArguments(**_arguments(base, job, autocast=autocast))
-    trainer = Trainer(model=model, args=arguments, train_dataset=_rows_in_order(job), data_collator=collate)  # pyright: ignore[reportArgumentType]
-    return _finish(trainer, model, job, base, started)
+    trainer = Trainer(model=adapted, args=arguments, train_dataset=_rows_in_order(job), data_collator=collate)  # pyright: ignore[reportArgumentType]
+    return _finish(trainer, adapted, job, base, started, unload=model is None)
 
 
 def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool, liger: bool = False) -> Timing:
@@ -145,7 +149,7 @@ def _arguments(base: BaseModel, job: TrainingJob, *, autocast: bool) -> dict[str
     }
 
 
-def _finish(trainer: Trainer, model: PeftModel, job: TrainingJob, base: BaseModel, started: float) -> Timing:
+def _finish(trainer: Trainer, model: PeftModel, job: TrainingJob, base: BaseModel, started: float, *, unload: bool = True) -> Timing:
     step_clock = _StepClock(base.model.device)
     trainer.add_callback(step_clock)
     trainer.remove_callback(PrinterCallback)
@@ -154,7 +158,8 @@ def _finish(trainer: Trainer, model: PeftModel, job: TrainingJob, base: BaseMode
         folder: Path = job.scratch / "adapter"
         model.save_pretrained(str(folder))
     finally:
-        model.unload()
+        if unload:
+            model.unload()
     total = clock(base.model.device) - started
     assert step_clock.first is not None, "the trainer took no step"
     assert result.global_step == job.total_steps, f"{result.global_step} steps instead of {job.total_steps}"

@@ -93,7 +93,7 @@ def _measured(
     failed = None
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="clusterlora-gpu-") as scratch:
-        at = Setting(device, matrix_rate, Path(scratch), options.out, seconds_left, options.profile)
+        at = Setting(device, matrix_rate, Path(scratch), options.out, seconds_left, options.profile, options.unsloth)
         try:
             rows = part.measure(at)
         except Exception as error:
@@ -138,6 +138,7 @@ def _options(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespa
     parser.add_argument("--minutes", type=float, default=8, help="time for all parts; what does not fit is left out (default: 8)")
     parser.add_argument("--revision", help="what is measured, where this is no git checkout (or CLUSTERLORA_REVISION)")
     parser.add_argument("--profile", action="store_true", help="write the kernels of a pass beside the results, profile-NAME.txt")
+    parser.add_argument("--unsloth", type=Path, metavar="FOLDER", help="packages of Unsloth and its needs, which only its process imports")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page from the results")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

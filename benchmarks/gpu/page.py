@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import results
+from benchmarks.gpu import peers, results
 from benchmarks.gpu.results import FILE, Record
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.markdown import markdown_table
@@ -59,7 +59,7 @@ def _card(record: Record) -> str:
 
 
 def _together(records: Sequence[Record]) -> str:
-    ours = {record.part: row for record, row in _figures(records, "share_in_passes") if not record.part.endswith("-peers")}
+    ours = {record.part: row for record, row in _figures(records, "share_in_passes") if _beside(record) == record.part}
     # Peers stand below what they are compared with, whatever the order of measuring.
     ordered = sorted(
         _figures(records, "share_in_passes"), key=lambda pair: list(ours).index(_beside(pair[0])) if _beside(pair[0]) in ours else 99
@@ -68,7 +68,11 @@ def _together(records: Sequence[Record]) -> str:
     cells = []
     for record, row in ordered:
         reference = ours.get(_beside(record))
-        ratio = "" if record.part in ours or reference is None else f"{reference['adapters_per_hour'] / row['adapters_per_hour']:.0f}x"
+        ratio = (
+            ""
+            if _beside(record) == record.part or reference is None
+            else f"{reference['adapters_per_hour'] / row['adapters_per_hour']:.0f}x"
+        )
         base = "" if record.settings["base"] == "bfloat16" else f", base in {record.settings['base']}"
         n = record.settings["adapters"]
         cells.append(
@@ -148,6 +152,7 @@ def _absent(records: Mapping[str, Record]) -> Iterator[str]:
                 reasons.setdefault((row["contender"], row["missing"]), []).append(record.part)
     for (contender, reason), parts in reasons.items():
         yield f"- {contender} ({', '.join(parts)}): {reason}"
+    yield from (f"- {peer}: {reason}" for peer, reason in peers.NOT_MEASURED.items())
 
 
 def _sources(records: Sequence[Record]) -> str:
@@ -175,4 +180,4 @@ def _name(record: Record) -> str:
 
 
 def _beside(record: Record) -> str:
-    return record.part.removesuffix("-peers")
+    return record.part.removesuffix("-peers").removesuffix("-unsloth")

@@ -43,6 +43,8 @@ class Setting:
     out: Path
     seconds_left: float
     profile: bool = False
+    unsloth: Path | None = None
+    """A folder of Unsloth and what it needs."""
 
 
 class Part(Protocol):
@@ -179,11 +181,12 @@ class Peers:
     beside: Together
     usual_seconds: float
     dialogues: int = 30
+    peers: tuple[str, ...] = peers.SHARING
 
     @property
     def name(self) -> str:
         """See `Part`."""
-        return f"{self.beside.name}-peers"
+        return f"{self.beside.name}-{'unsloth' if self.peers == (peers.UNSLOTH,) else 'peers'}"
 
     def describe(self) -> Mapping[str, Any]:
         """See `Part`."""
@@ -198,10 +201,10 @@ class Peers:
 
     def measure(self, at: Setting) -> list[Row]:
         """See `Part`."""
-        run = peers.PeerRun(self.beside.shape, str(at.device), self.dialogues, self.beside.lengths.fixed)
-        results = peers.measure(run, seconds=max(30.0, min(3 * self.usual_seconds, at.seconds_left)))
-        missing = [{"contender": peer, "missing": reason} for peer, reason in peers.NOT_MEASURED.items()]
-        return [*(_peer_row(result, at) for result in results), *missing]
+        run = peers.PeerRun(self.beside.shape, str(at.device), self.dialogues, self.beside.lengths.fixed, self.peers)
+        packages = at.unsloth if peers.UNSLOTH in self.peers else None
+        results = peers.measure(run, seconds=max(30.0, min(3 * self.usual_seconds, at.seconds_left)), packages=packages)
+        return [_peer_row(result, at) for result in results]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -459,5 +462,6 @@ TINY: tuple[Part, ...] = (
     Many(name="pack-4096", usual_seconds=1, shape="tiny llama", adapters=20, few=4),
     Answers(name="answers-64", usual_seconds=1, shape="tiny qwen2", adapters=4, new_tokens=3, repetitions=1, peft_adapters=2),
     Together(name="8b-nf4-16", usual_seconds=1, shape="tiny llama", adapters=2, dialogues=4, epochs=1, nf4=True),
+    Peers(beside=_TINY_2, usual_seconds=60, dialogues=6, peers=(peers.UNSLOTH,)),
 )
 """The same code with figures that mean nothing, for tests on a CPU."""

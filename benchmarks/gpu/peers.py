@@ -4,6 +4,7 @@ A peer that cannot run is reported with the reason and the others go on. Results
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -23,8 +24,16 @@ from typing import Any
 TRAINER = "transformers Trainer + PEFT"
 TRL = "TRL SFTTrainer"
 LIGER = "TRL SFTTrainer with Liger's kernels"
-NEEDS = {TRAINER: ("peft", "accelerate"), TRL: ("trl", "datasets"), LIGER: ("trl", "datasets", "liger_kernel")}
-"""Modules without which a peer is not measured, by peer, in the order of measuring: the last one patches."""
+UNSLOTH = "Unsloth, without dropout"
+NEEDS = {
+    TRAINER: ("peft", "accelerate"),
+    TRL: ("trl", "datasets"),
+    LIGER: ("trl", "datasets", "liger_kernel"),
+    UNSLOTH: ("unsloth", "unsloth_zoo"),
+}
+"""Modules without which a peer is not measured, by peer, in the order of measuring: Liger patches what it is used on."""
+SHARING = (TRAINER, TRL, LIGER)
+"""Peers that are measured in one process. Unsloth patches everything as soon as it is imported."""
 
 NOT_MEASURED = {
     "mLoRA": "its package, mlora 0.5.2, asks for torch below 2.4 and transformers below 4.45 (read in the wheel's metadata)",
@@ -32,7 +41,8 @@ NOT_MEASURED = {
 """Peers that cannot run beside the versions that the others need, with the reason and how it was found."""
 
 _MARK = "RESULT "
-_VERSIONS = ("transformers", "peft", "accelerate", "trl", "datasets", "liger-kernel")
+_ROOT = Path(__file__).resolve().parents[2]
+_VERSIONS = ("transformers", "peft", "accelerate", "trl", "datasets", "liger-kernel", "unsloth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +53,36 @@ class PeerRun:
     device: str
     dialogues: int
     fixed_lengths: tuple[int, int] | None
-    peers: tuple[str, ...] = tuple(NEEDS)
+    peers: tuple[str, ...] = SHARING
 
 
-def measure(run: PeerRun, *, seconds: float) -> list[dict[str, Any]]:
-    """Return a result per peer, with `missing` as the reason where there is none; the process is ended after so many seconds."""
+def measure(run: PeerRun, *, seconds: float, packages: Path | None = None) -> list[dict[str, Any]]:
+    """Return a result per peer, with `missing` as the reason where there is none; the process is ended after so many seconds.
+
+    Args:
+        packages: a folder of packages that this process alone may import.
+    """
     request = json.dumps({"shape": run.shape, "device": run.device, "dialogues": run.dialogues, "fixed_lengths": run.fixed_lengths})
     command = [sys.executable, "-m", __name__, request, *run.peers]
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output,
+        tempfile.TemporaryDirectory(prefix="clusterlora-peers-") as compiled,
+    ):
         # No hub is asked for anything.
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "UNSLOTH_DISABLE_STATISTICS": "1"}
+        environment["UNSLOTH_COMPILE_LOCATION"] = compiled
+        if packages is not None:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(packages))))
         try:
-            ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=seconds, check=False, env=environment)
+            ended = subprocess.run(
+                command, stdout=output, stderr=subprocess.STDOUT, timeout=seconds, check=False, env=environment, cwd=_ROOT
+            )
             reason = f"its process ended with exit status {ended.returncode}"
         except subprocess.TimeoutExpired:
             reason = f"its process took longer than {seconds:.0f} s"
         output.seek(0)
         lines = [line.strip() for line in output if line.strip()]
-    results = [json.loads(line[len(_MARK) :]) for line in lines if line.startswith(_MARK)]
+    results: list[dict[str, Any]] = [json.loads(line[len(_MARK) :]) for line in lines if line.startswith(_MARK)]
     measured = {result["peer"] for result in results}
     said = next((line for line in reversed(lines) if not line.startswith(_MARK)), "")
     return [*results, *({"peer": peer, "missing": f"{reason}: {said[:200]}"} for peer in run.peers if peer not in measured)]
@@ -75,6 +96,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     fixed = options.run.pop("fixed_lengths")
     run = PeerRun(**options.run, fixed_lengths=tuple(fixed) if fixed else None, peers=tuple(options.peers))
+    if UNSLOTH in run.peers and importlib.util.find_spec("unsloth"):
+        # Before transformers, which it patches.
+        importlib.import_module("unsloth")
     for result in _results(run):
         sys.stdout.write(f"{_MARK}{json.dumps(result)}\n")
         sys.stdout.flush()
@@ -125,6 +149,8 @@ def _timed(peer: str, base: Any, job: Any) -> dict[str, Any]:
     """Return a measurement in the faster of two modes: a bfloat16 base with or without autocast of the float32 adapters."""
     from benchmarks.trainers import Timing, train_with_trainer, train_with_trl
 
+    if peer == UNSLOTH:
+        return _with_unsloth(base, job)
     train = {TRAINER: train_with_trainer, TRL: train_with_trl, LIGER: partial(train_with_trl, liger=True)}[peer]
     modes: list[Callable[[Any, Any], Timing]] = [partial(train, autocast=autocast) for autocast in (False, True)]
     short = replace(job, sequences=job.sequences[: 3 * job.recipe.batch_size])
@@ -145,6 +171,45 @@ def _timed(peer: str, base: Any, job: Any) -> dict[str, Any]:
         "fixed_seconds": timing.fixed_seconds,
         "mean_loss": timing.mean_loss,
         "autocast": bool(best),
+    }
+
+
+def _with_unsloth(base: Any, job: Any) -> dict[str, Any]:
+    """Return a measurement with its fast products, which need an adapter without dropout, and autocast, which it is made for."""
+    import torch
+
+    from benchmarks.trainers import train_with_trainer
+
+    unsloth: Any = importlib.import_module("unsloth")
+    recipe, folder = job.recipe, job.scratch.parent / "base"
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    longest = max(len(row.ids) for row in job.sequences)
+    loaded, _ = unsloth.FastLanguageModel.from_pretrained(
+        str(folder), max_seq_length=longest, dtype=torch.bfloat16, load_in_4bit=False, local_files_only=True
+    )
+    its_base = replace(base, model=loaded)
+    begun = time.perf_counter()
+    model = unsloth.FastLanguageModel.get_peft_model(
+        loaded,
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=0.0,
+        target_modules=list(recipe.target_modules),
+        bias="none",
+        use_gradient_checkpointing=False,
+        random_state=recipe.seed,
+    )
+    building = time.perf_counter() - begun
+    train = partial(train_with_trainer, autocast=True, model=model)
+    for _ in range(2):
+        _once(train, its_base, replace(job, sequences=job.sequences[: 3 * recipe.batch_size]))
+    timing = _once(train, its_base, job)
+    return {
+        "step_seconds": timing.step_seconds,
+        "fixed_seconds": timing.fixed_seconds + building,
+        "mean_loss": timing.mean_loss,
+        "autocast": True,
     }
 
 
