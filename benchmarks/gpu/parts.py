@@ -426,8 +426,8 @@ def _quantise(base: BaseModel, device: torch.device) -> None:
     compute_dequantised(base.model)
 
 
-_MISSION_128 = Together(name="135m-128", usual_seconds=60, shape="SmolLM2-135M", adapters=128, repetitions=2)
-_QWEN_64 = Together(name="0.5b-64", usual_seconds=20, shape="Qwen2.5-0.5B", adapters=64, dialogues=24, epochs=1)
+_MISSION_128 = Together(name="135m-128", usual_seconds=30, shape="SmolLM2-135M", adapters=128, repetitions=2)
+_QWEN_64 = Together(name="0.5b-64", usual_seconds=25, shape="Qwen2.5-0.5B", adapters=64)
 _LONG = Lengths((512, 256))
 _QWEN_16 = Together(name="1.5b-16", usual_seconds=20, shape="Qwen2.5-1.5B", adapters=16, dialogues=24, epochs=1, lengths=_LONG)
 _LLAMA_16 = Together(name="8b-16", usual_seconds=30, shape="Llama-3.1-8B", adapters=16, dialogues=12, epochs=1, lengths=_LONG)

@@ -142,7 +142,7 @@ def jobs(
         TrainingJob(
             name,
             name,
-            replace(recipe, seed=number),
+            recipe,
             rows(shape, dialogues, lengths, seed=number),
             scratch / name,
         )

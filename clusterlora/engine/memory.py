@@ -25,7 +25,7 @@ _MESSAGES = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
-CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
+CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 29}
 """Bytes of the widest activation of one chunk. On a CPU, larger tensors do not fit into its caches and are returned to the operating system
 after every use, which costs more than fewer and larger products save."""
 
