@@ -22,7 +22,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.gpu import page, results
-from benchmarks.gpu.parts import FULL, TINY, Part, Setting
+from benchmarks.gpu.parts import FULL, TINY, Part, Profile, Setting
 from benchmarks.gpu.results import FILE, Record, rounded
 
 _PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "trl", "liger-kernel", "bitsandbytes")
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
         known = records.get(part.name)
         if not is_card:
             if options.part and part.name not in options.part:
+                continue
+            if not options.part and isinstance(part, Profile) and not options.profile:
                 continue
             if not options.part and known and not known.failed and (known.revision, known.card) == (revision, card):
                 _say(began, f"{part.name}: measured before on this card at {revision}")
@@ -93,7 +95,7 @@ def _measured(
     failed = None
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="clusterlora-gpu-") as scratch:
-        at = Setting(device, matrix_rate, Path(scratch), options.out, seconds_left, options.profile, options.unsloth)
+        at = Setting(device, matrix_rate, Path(scratch), options.out, seconds_left, options.unsloth)
         try:
             rows = part.measure(at)
         except Exception as error:
@@ -137,7 +139,7 @@ def _options(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespa
     parser.add_argument("--part", nargs="+", choices=names, metavar="NAME", help=f"measure these, also again: {', '.join(names)}")
     parser.add_argument("--minutes", type=float, default=8, help="time for all parts; what does not fit is left out (default: 8)")
     parser.add_argument("--revision", help="what is measured, where this is no git checkout (or CLUSTERLORA_REVISION)")
-    parser.add_argument("--profile", action="store_true", help="write the kernels of a pass beside the results, profile-NAME.txt")
+    parser.add_argument("--profile", action="store_true", help="also write the kernels of passes beside the results, profile-NAME.txt")
     parser.add_argument("--unsloth", type=Path, metavar="FOLDER", help="packages of Unsloth and its needs, which only its process imports")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page from the results")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)

@@ -42,7 +42,6 @@ class Setting:
     scratch: Path
     out: Path
     seconds_left: float
-    profile: bool = False
     unsloth: Path | None = None
     """A folder of Unsloth and what it needs."""
 
@@ -122,12 +121,7 @@ class Together:
         train(base, self._jobs(at.scratch, 2, 1))
         peak_gib(at.device)
         runs = [train(base, all_jobs) for _ in range(self.repetitions)]
-        rows = [_rates(runs, all_jobs, flops(size, all_jobs), at) | {"peak_gib": peak_gib(at.device)}]
-        if at.profile:
-            log = ProfiledSteps(at.device, first=8 * self.adapters, last=10 * self.adapters)
-            train(base, self._jobs(at.scratch, 24, 1), log)
-            log.write(at.out / f"profile-{self.name}.txt", f"2 passes of {self.adapters} adapters, {self.shape}")
-        return rows
+        return [_rates(runs, all_jobs, flops(size, all_jobs), at) | {"peak_gib": peak_gib(at.device)}]
 
     def _jobs(self, scratch: Path, dialogues: int, epochs: int) -> list[TrainingJob]:
         return jobs(SHAPES[self.shape], self.adapters, dialogues=dialogues, epochs=epochs, scratch=scratch, lengths=self.lengths)
@@ -167,10 +161,6 @@ class Alone:
                 "mean_loss": run.mean_loss,
             }
         ]
-        if at.profile:
-            log = ProfiledSteps(at.device, first=self.steps - 30, last=self.steps - 10)
-            train(base, jobs(SHAPES[self.shape], 1, dialogues=2 * self.steps, epochs=1, scratch=at.scratch), log)
-            log.write(at.out / f"profile-{self.name}.txt", f"20 steps of one adapter, {self.shape}")
         return rows
 
 
@@ -205,6 +195,33 @@ class Peers:
         packages = at.unsloth if peers.UNSLOTH in self.peers else None
         results = peers.measure(run, seconds=max(30.0, min(3 * self.usual_seconds, at.seconds_left)), packages=packages)
         return [_peer_row(result, at) for result in results]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The kernels of some passes of this many adapters, written to profile-NAME.txt beside the results; measured with --profile alone."""
+
+    name: str
+    shape: str
+    adapters: int
+    passes: int
+    usual_seconds: float = 15
+
+    def describe(self) -> Mapping[str, Any]:
+        """See `Part`."""
+        return {"model": self.shape, "base": "bfloat16", "adapters": self.adapters, "passes": self.passes}
+
+    def measure(self, at: Setting) -> list[Row]:
+        """See `Part`."""
+        base, _ = _base(self.shape, at.device)
+        # Shapes of batches have recurred by then, so that most passes are replayed.
+        before = 4 * self.passes
+        profiled = jobs(SHAPES[self.shape], self.adapters, dialogues=2 * (before + self.passes + 2), epochs=1, scratch=at.scratch)
+        log = ProfiledSteps(at.device, first=before * self.adapters, last=(before + self.passes) * self.adapters)
+        train(base, profiled, log)
+        file = at.out / f"{self.name}.txt"
+        log.write(file, f"{self.passes} passes of {self.adapters} adapters, {self.shape}")
+        return [{"contender": OURS, "file": file.name}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,6 +457,8 @@ FULL: tuple[Part, ...] = (
     _QWEN_64,
     _QWEN_16,
     _LLAMA_16,
+    Profile(name="profile-135m-128", shape="SmolLM2-135M", adapters=128, passes=3),
+    Profile(name="profile-135m-1", shape="SmolLM2-135M", adapters=1, passes=50),
     Peers(beside=_LLAMA_16, usual_seconds=50, dialogues=12),
     Peers(beside=_QWEN_64, usual_seconds=45, dialogues=24),
     Many(name="pack-4096", usual_seconds=60, shape="SmolLM2-135M", adapters=4096, few=256),
@@ -459,6 +478,7 @@ TINY: tuple[Part, ...] = (
     Alone(name="135m-1", usual_seconds=1, shape="tiny llama", steps=4),
     _TINY_LONG,
     Peers(beside=_TINY_LONG, usual_seconds=60, dialogues=6),
+    Profile(name="profile-135m-128", shape="tiny llama", adapters=2, passes=1),
     Many(name="pack-4096", usual_seconds=1, shape="tiny llama", adapters=20, few=4),
     Answers(name="answers-64", usual_seconds=1, shape="tiny qwen2", adapters=4, new_tokens=3, repetitions=1, peft_adapters=2),
     Together(name="8b-nf4-16", usual_seconds=1, shape="tiny llama", adapters=2, dialogues=4, epochs=1, nf4=True),
