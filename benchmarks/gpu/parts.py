@@ -465,6 +465,8 @@ FULL: tuple[Part, ...] = (
     Answers(name="answers-64", usual_seconds=30, shape="Qwen2.5-0.5B", adapters=64),
     Peers(beside=_QWEN_16, usual_seconds=45, dialogues=12),
     Together(name="8b-nf4-16", usual_seconds=45, shape="Llama-3.1-8B", adapters=16, dialogues=12, epochs=1, lengths=_LONG, nf4=True),
+    Peers(beside=_MISSION_128, usual_seconds=60, peers=(peers.UNSLOTH,)),
+    Peers(beside=_QWEN_16, usual_seconds=60, dialogues=12, peers=(peers.UNSLOTH,)),
 )
 """All parts; the first is measured in every run."""
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import page, peers, results
-from benchmarks.gpu.parts import TINY, Part, Setting
+from benchmarks.gpu.parts import FULL, TINY, Part, Peers, Setting
 from benchmarks.gpu.shapes import MISSION, RESPONSE_QUANTILES, SHAPES, TOTAL_QUANTILES, Lengths, random_base, rows
 
 OWN = [part.name for part in TINY if part.name in ("135m-128", "135m-1", "profile-135m-128", "pack-4096", "answers-64")]
@@ -117,3 +117,10 @@ def test_a_peer_whose_process_ends_early_is_reported_with_what_it_said_last(tmp_
     assert result["peer"] == peers.TRAINER
     assert result["missing"] == "its process ended with exit status 1: KeyError: 'no such shape'"
     assert json.loads(json.dumps(result)) == result
+
+
+def test_every_peer_is_measured_beside_the_missions_adapters_and_no_two_parts_share_a_name() -> None:
+    names = [part.name for part in FULL]
+    assert len(set(names)) == len(names)
+    beside = [part for part in FULL if isinstance(part, Peers) and part.beside.name == "135m-128"]
+    assert {peer for part in beside for peer in part.peers} == set(peers.NEEDS)
