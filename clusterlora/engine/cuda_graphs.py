@@ -24,8 +24,8 @@ _MAX_GRAPHS = 96
 class CudaGraphCache(Generic[Arguments]):
     """Graphs of one function of one dataclass that returns a tensor; on a GPU a graph is captured when a signature recurs.
 
-    A signature is the shapes and dtypes of the tensors and the values of all other fields, those of dataclasses in it included. The returned tensor is valid until the next
-    call. The function must not branch on CPU tensor values: it is captured once per signature, then replayed. It is passed to every call
+    A signature is the shapes and dtypes of the tensors and the values of all other fields, those of dataclasses in it included. The
+    returned tensor is valid until the next call. The function must not branch on CPU tensor values: it is captured once per signature, then replayed. It is passed to every call
     rather than stored, so that an object caching graphs of its own method is no reference cycle and its memory is freed with it.
     """
 

@@ -60,7 +60,8 @@ class DecoderBackend:
         self._frozen_adapters = frozen_adapters
         self._checkpointing = checkpointing
         self._parameters = lora.parameters
-        self._cast = torch.empty_like(lora.parameters, dtype=decoder.dtype) if decoder.has_kernels and decoder.dtype != lora.parameters.dtype else None
+        casts = decoder.has_kernels and decoder.dtype != lora.parameters.dtype
+        self._cast = torch.empty_like(lora.parameters, dtype=decoder.dtype) if casts else None
         """The parameters as kernels read them, where the base is in another dtype."""
         lora_by_name = {fused.spec.names[0]: fused for fused in lora.loras}
         self._loras = [_loras_of(block, lora_by_name) for block in decoder.blocks]

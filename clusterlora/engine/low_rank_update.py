@@ -100,4 +100,4 @@ def zero_update(n: int, d_in: int, ranks: Sequence[int], d_outs: Sequence[int], 
     """Return zeros for n rows as views of one matrix, as kernels want them."""
     sizes = [sum(ranks) * d_in, *(rank * d_out for rank, d_out in zip(ranks, d_outs, strict=True))]
     a, *bs = like.new_zeros(n, sum(sizes)).split(sizes, dim=1)
-    return LowRankUpdate(a.view(n, sum(ranks), d_in), tuple(b.view(n, *shape) for b, shape in zip(bs, zip(ranks, d_outs, strict=True), strict=True)))
+    return LowRankUpdate(a.view(n, sum(ranks), d_in), tuple(b.view(n, rank, d) for b, rank, d in zip(bs, ranks, d_outs, strict=True)))

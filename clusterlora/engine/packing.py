@@ -19,7 +19,6 @@ from torch import Tensor
 from clusterlora.engine.cuda_graphs import bucket_size
 from clusterlora.engine.ragged import RaggedRows
 
-
 _FILL_TO = 128
 """A ragged batch has a multiple of this many tokens."""
 

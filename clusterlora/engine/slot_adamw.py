@@ -4,7 +4,7 @@ Launching the kernels of one slot's step takes a GPU longer than running them, a
 Source: Loshchilov & Hutter 2019, decoupled weight decay (arXiv 1711.05101).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 

@@ -1,7 +1,5 @@
 """Training with the kernels of a GPU, interpreted where there is none: what they add up to is what PEFT computes."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.engine import kernels, ragged_attention, reference, training_loop
+from clusterlora.engine import kernels, ragged_attention, training_loop
 from clusterlora.engine.attention import Heads
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.families.decoder import Decoder
@@ -67,9 +65,7 @@ def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("with_kernels")
-def test_adapters_trained_by_kernels_are_those_of_the_cpu(
-    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_trained_by_kernels_are_those_of_the_cpu(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = train_all(load_base(str(tiny_base_folder), dtype="float32"), tmp_path / "kernels")
     monkeypatch.undo()
     theirs = train_all(load_base(str(tiny_base_folder), dtype="float32"), tmp_path / "cpu")

@@ -26,6 +26,7 @@ _TOKENS = 64
 """Tokens at a time of a sum over the tokens of a slot."""
 _MOST_RANKS = 64
 """Ranks of a block."""
+_UNIT = 16
 
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 _BY_COLUMNS = 6
@@ -44,7 +45,9 @@ class Layout:
     layers: Int[Tensor, "layer 6"]
     """Per layer with a rank: where its transposed B begins, its first row of A, its rank, its D, 0, and its first column of y."""
     blocks: Int[Tensor, "block 6"]
-    """The same per block of `COLUMNS` columns of a layer, with the block's first column in place of 0."""
+    """The same per block of `COLUMNS` columns of a layer, with the block's number in place of 0."""
+    unit: int
+    """What B, D and y are counted in: the compiler loads several numbers at once only where it knows that it begins at a multiple."""
 
 
 def layout(*, d_in: int, ranks: list[int], d_outs: list[int], offsets: list[int], columns: list[int], device: torch.device) -> Layout:
@@ -55,13 +58,15 @@ def layout(*, d_in: int, ranks: list[int], d_outs: list[int], offsets: list[int]
         columns: each layer's first column of y.
     """
     layers, blocks, first = [], [], 0
+    unit = 1 if any(n % _UNIT for n in (*offsets, *d_outs, *columns)) else _UNIT
     for rank, d_out, offset, column in zip(ranks, d_outs, offsets, columns, strict=True):
         if rank:
-            layers.append((offset, first, rank, d_out, 0, column))
-            blocks += [(offset, first, rank, d_out, start, column) for start in range(0, d_out, COLUMNS)]
+            of_layer = (offset // unit, first, rank, d_out // unit)
+            layers.append((*of_layer, 0, column // unit))
+            blocks += [(*of_layer, number, column // unit) for number in range(triton.cdiv(d_out, COLUMNS))]
         first += rank
     numbers = (torch.tensor(part, dtype=torch.int32, device=device).view(-1, _BY_COLUMNS) for part in (layers, blocks))
-    return Layout(d_in, first, max(ranks), *numbers)
+    return Layout(d_in, first, max(ranks), *numbers, unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def lower(
     block = _ranks_per_block(where.n_ranks)
     _lower[(len(tiles.tiles), triton.cdiv(where.n_ranks, block))](
         x, factors, *_scale(scale, x), tiles.tiles, h, x.stride(0), factors.stride(0), where.d_in, where.n_ranks,
-        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, R=block, D=COLUMNS,
+        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, R=block, D=_columns_at_a_time(tiles.height),
     )  # fmt: skip
     return h
 
@@ -104,7 +109,7 @@ def add_raised(y: Float[Tensor, "N _D"], h: Float[Tensor, "N R"], factors: Float
     """Add B h to the columns of y that belong to each layer."""
     _add_raised[(len(tiles.tiles), len(where.blocks))](
         y, h, factors, tiles.tiles, where.blocks, y.stride(0), factors.stride(0), where.n_ranks,
-        SLOT=tiles.column, T=tiles.height, R=_ranks_per_block(where.ranks), C=COLUMNS,
+        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=_ranks_per_block(where.ranks), C=COLUMNS,
     )  # fmt: skip
 
 
@@ -114,7 +119,7 @@ def lower_gradient(dy: Float[Tensor, "N _D"], factors: Float[Tensor, "k _n"], wh
     block = _ranks_per_block(where.ranks)
     _lower_gradient[(len(tiles.tiles), len(where.layers), triton.cdiv(where.ranks, block))](
         dy, factors, tiles.tiles, where.layers, u, dy.stride(0), factors.stride(0), where.n_ranks,
-        SLOT=tiles.column, T=tiles.height, R=block, C=COLUMNS,
+        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=block, C=_columns_at_a_time(tiles.height),
     )  # fmt: skip
     return u
 
@@ -137,7 +142,7 @@ def add_gradients(
         x, h, u, dy, x if dx is None else dx, factors, factors if gradients is None else gradients, *_scale(scale, x), tiles.tiles,
         tiles.spans, tiles.starts, where.blocks, x.stride(0), dy.stride(0), x.stride(0) if dx is None else dx.stride(0), factors.stride(0),
         0 if gradients is None else gradients.stride(0), where.d_in, where.n_ranks, n_dx, n_da, d_blocks, len(where.blocks),
-        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, S=_TOKENS, R=_ranks_per_block(where.n_ranks),
+        SLOT=tiles.column, UNIT=where.unit, SCALED=_scaled(scale), T=tiles.height, S=_TOKENS, R=_ranks_per_block(where.n_ranks),
         B=_ranks_per_block(where.ranks), C=COLUMNS,
     )  # fmt: skip
 
@@ -145,6 +150,11 @@ def add_gradients(
 def _ranks_per_block(n: int) -> int:
     """Return a power of two; matrix units take no fewer than 16."""
     return min(_MOST_RANKS, max(16, triton.next_power_of_2(n)))
+
+
+def _columns_at_a_time(height: int) -> int:
+    """Return the columns of a step of a sum over columns."""
+    return COLUMNS if height >= _TOKENS else 2 * COLUMNS
 
 
 def _scaled(scale: Tensor | None) -> int:
@@ -194,14 +204,14 @@ def _lower(
 @triton.jit
 def _add_raised(
     y, h, factors, tiles, blocks, y_stride, factor_stride, n_ranks,
-    SLOT: tl.constexpr, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    SLOT: tl.constexpr, UNIT: tl.constexpr, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     tile = tiles + tl.program_id(0) * 5
     slot, first, end = tl.load(tile + SLOT).to(tl.int64), tl.load(tile + 2), tl.load(tile + 3)
     if first >= end or (SLOT == 1 and slot == 0):
         return
-    offset, first_rank, n, d_out, start, y_column = _block(blocks + tl.program_id(1) * 6)
-    token, column = first + tl.arange(0, T), start + tl.arange(0, C)
+    offset, first_rank, n, d_out, number, y_column = _block(blocks + tl.program_id(1) * 6, UNIT)
+    token, column = first + tl.arange(0, T), number * C + tl.arange(0, C)
     real, inside = token < end, column < d_out
     out = y + token.to(tl.int64)[:, None] * y_stride + y_column + column[None, :]
     ok = real[:, None] & inside[None, :]
@@ -220,13 +230,13 @@ def _add_raised(
 @triton.jit
 def _lower_gradient(
     dy, factors, tiles, layers, u, dy_stride, factor_stride, n_ranks,
-    SLOT: tl.constexpr, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    SLOT: tl.constexpr, UNIT: tl.constexpr, T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     tile = tiles + tl.program_id(0) * 5
     slot, first, end = tl.load(tile + SLOT).to(tl.int64), tl.load(tile + 2), tl.load(tile + 3)
     if first >= end or (SLOT == 1 and slot == 0):
         return
-    offset, first_rank, n, d_out, _, y_column = _block(layers + tl.program_id(1) * 6)
+    offset, first_rank, n, d_out, _, y_column = _block(layers + tl.program_id(1) * 6, UNIT)
     token, rank = first + tl.arange(0, T), tl.program_id(2) * R + tl.arange(0, R)
     real, used = token < end, rank < n
     total = tl.zeros([T, R], tl.float32)
@@ -246,7 +256,8 @@ def _lower_gradient(
 def _add_gradients(
     x, h, u, dy, dx, factors, gradients, scale, scale_stride, tiles, spans, starts, blocks, x_stride, dy_stride, dx_stride, factor_stride,
     gradient_stride, d_in, n_ranks, n_dx, n_da, d_blocks, n_blocks,
-    SLOT: tl.constexpr, SCALED: tl.constexpr, T: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    SLOT: tl.constexpr, UNIT: tl.constexpr, SCALED: tl.constexpr, T: tl.constexpr, S: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    C: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if program < n_dx:
@@ -264,7 +275,7 @@ def _add_gradients(
         number = program - n_dx - n_da
         _add_db(
             h, dy, gradients, spans + number // n_blocks * 4, starts, blocks + number % n_blocks * 6, dy_stride, gradient_stride, n_ranks,
-            S, B, C,
+            UNIT, S, B, C,
         )  # fmt: skip
 
 
@@ -335,13 +346,14 @@ def _add_da(
 
 @triton.jit
 def _add_db(
-    h, dy, gradients, span, starts, block, dy_stride, gradient_stride, n_ranks, S: tl.constexpr, R: tl.constexpr, C: tl.constexpr
-):
+    h, dy, gradients, span, starts, block, dy_stride, gradient_stride, n_ranks,
+    UNIT: tl.constexpr, S: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     slot, first_row, end_row = tl.load(span).to(tl.int64), tl.load(span + 2), tl.load(span + 3)
     if first_row < end_row:
         first, end = tl.load(starts + first_row), tl.load(starts + end_row)
-        offset, first_rank, n, d_out, start, y_column = _block(block)
-        column = start + tl.arange(0, C)
+        offset, first_rank, n, d_out, number, y_column = _block(block, UNIT)
+        column = number * C + tl.arange(0, C)
         inside = column < d_out
         for rank_start in range(0, n, R):
             rank = rank_start + tl.arange(0, R)
@@ -352,9 +364,8 @@ def _add_db(
             for token_start in range(first, end, S):
                 token = token_start + tl.arange(0, S)
                 real = token < end
-                values = tl.load(
-                    dy + token.to(tl.int64)[:, None] * dy_stride + y_column + column[None, :], mask=real[:, None] & inside[None, :], other=0.0
-                )
+                dy_at = dy + token.to(tl.int64)[:, None] * dy_stride + y_column + column[None, :]
+                values = tl.load(dy_at, mask=real[:, None] & inside[None, :], other=0.0)
                 of_tokens = tl.load(
                     h + token.to(tl.int64)[None, :] * n_ranks + first_rank + rank[:, None], mask=used[:, None] & real[None, :], other=0.0
                 )
@@ -363,6 +374,7 @@ def _add_db(
 
 
 @triton.jit
-def _block(block):
-    """Return where B begins, the layer's first rank, its rank, its outputs, the block's first column, and the layer's column of y."""
-    return tl.load(block), tl.load(block + 1), tl.load(block + 2), tl.load(block + 3), tl.load(block + 4), tl.load(block + 5)
+def _block(block, UNIT: tl.constexpr):
+    """Return where B begins, the layer's first rank, its rank, its outputs, the block's number, and the layer's column of y."""
+    offset, d_out, y_column = tl.load(block) * UNIT, tl.load(block + 3) * UNIT, tl.load(block + 5) * UNIT
+    return offset, tl.load(block + 1), tl.load(block + 2), d_out, tl.load(block + 4), y_column
