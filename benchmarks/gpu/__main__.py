@@ -26,6 +26,8 @@ from benchmarks.gpu.parts import FULL, TINY, Part, Profile, Setting
 from benchmarks.gpu.results import FILE, Record, rounded
 
 _PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "trl", "liger-kernel", "bitsandbytes")
+_SCRATCH_BYTES = 6 * 2**30
+"""Adapters of one part, before they are deleted."""
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -94,7 +96,7 @@ def _measured(
     rows: list[dict[str, Any]] = []
     failed = None
     options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="clusterlora-gpu-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="clusterlora-gpu-", dir=_folder_in_memory()) as scratch:
         at = Setting(device, matrix_rate, Path(scratch), options.out, seconds_left, options.unsloth)
         try:
             rows = part.measure(at)
@@ -117,6 +119,12 @@ def _measured(
         rows=rows,
         failed=failed,
     )
+
+
+def _folder_in_memory() -> str | None:
+    """Return a folder that is no disk, so that it is not a disk that is measured; None where there is none, or too small a one."""
+    folder = Path("/dev/shm")
+    return str(folder) if folder.is_dir() and shutil.disk_usage(folder).free > _SCRATCH_BYTES else None
 
 
 def _report(began: float, record: Record) -> None:

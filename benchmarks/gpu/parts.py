@@ -443,26 +443,26 @@ def _quantise(base: BaseModel, device: torch.device) -> None:
     compute_dequantised(base.model)
 
 
-_MISSION_128 = Together(name="135m-128", usual_seconds=30, shape="SmolLM2-135M", adapters=128, repetitions=2)
-_QWEN_64 = Together(name="0.5b-64", usual_seconds=25, shape="Qwen2.5-0.5B", adapters=64)
+_MISSION_128 = Together(name="135m-128", usual_seconds=25, shape="SmolLM2-135M", adapters=128, repetitions=2)
+_QWEN_64 = Together(name="0.5b-64", usual_seconds=20, shape="Qwen2.5-0.5B", adapters=64)
 _LONG = Lengths((512, 256))
 _QWEN_16 = Together(name="1.5b-16", usual_seconds=20, shape="Qwen2.5-1.5B", adapters=16, dialogues=24, epochs=1, lengths=_LONG)
-_LLAMA_16 = Together(name="8b-16", usual_seconds=30, shape="Llama-3.1-8B", adapters=16, dialogues=12, epochs=1, lengths=_LONG)
+_LLAMA_16 = Together(name="8b-16", usual_seconds=22, shape="Llama-3.1-8B", adapters=16, dialogues=12, epochs=1, lengths=_LONG)
 
 FULL: tuple[Part, ...] = (
     Card(),
     _MISSION_128,
-    Peers(beside=_MISSION_128, usual_seconds=50),
-    Alone(name="135m-1", usual_seconds=25, shape="SmolLM2-135M"),
+    Alone(name="135m-1", usual_seconds=20, shape="SmolLM2-135M"),
     _QWEN_64,
-    _QWEN_16,
     _LLAMA_16,
+    _QWEN_16,
+    Peers(beside=_MISSION_128, usual_seconds=45),
+    Peers(beside=_LLAMA_16, usual_seconds=45, dialogues=12),
+    Answers(name="answers-64", usual_seconds=30, shape="Qwen2.5-0.5B", adapters=64),
+    Many(name="pack-4096", usual_seconds=45, shape="SmolLM2-135M", adapters=4096, few=256),
+    Peers(beside=_QWEN_64, usual_seconds=45, dialogues=24),
     Profile(name="profile-135m-128", shape="SmolLM2-135M", adapters=128, passes=3),
     Profile(name="profile-135m-1", shape="SmolLM2-135M", adapters=1, passes=50),
-    Peers(beside=_LLAMA_16, usual_seconds=50, dialogues=12),
-    Peers(beside=_QWEN_64, usual_seconds=45, dialogues=24),
-    Many(name="pack-4096", usual_seconds=60, shape="SmolLM2-135M", adapters=4096, few=256),
-    Answers(name="answers-64", usual_seconds=30, shape="Qwen2.5-0.5B", adapters=64),
     Peers(beside=_QWEN_16, usual_seconds=45, dialogues=12),
     Together(name="8b-nf4-16", usual_seconds=45, shape="Llama-3.1-8B", adapters=16, dialogues=12, epochs=1, lengths=_LONG, nf4=True),
     Peers(beside=_MISSION_128, usual_seconds=60, peers=(peers.UNSLOTH,)),

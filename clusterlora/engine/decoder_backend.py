@@ -83,12 +83,12 @@ class DecoderBackend:
     def prepare(self, batch: TrainingBatch, *, backward: bool) -> PreparedBatch:
         """See `Backend`."""
         prepared = prepare(batch, decoder=self._decoder, padding=self.padding, backward=backward)
-        return replace(prepared, batch=pinned(prepared.batch)) if self._decoder.device.type == "cuda" else prepared
+        return replace(prepared, batch=pinned(prepared.batch, self._decoder.device))
 
     @torch.no_grad()
     def _run(self, batch: DecoderBatch) -> Float[Tensor, " b"]:
         """Run a batch forward and, if it says so, backward; return each row's loss."""
-        blocks, rope = self._decoder.blocks, (batch.cos, batch.sin)
+        blocks, rope = self._decoder.blocks, self._decoder.cos_sin(batch.position, batch.n_positions)
         if self._cast is not None:
             self._cast.copy_(self._parameters)
         frozen = self._frozen_updates(batch.frozen_slot)
@@ -130,12 +130,13 @@ class DecoderBackend:
         # On a CPU, in a batch with other slots each row has gathered factors, which are to be counted.
         batch = replace(batch, single_slot=None)
         x = self._decoder.embed(batch.ids, batch.position)
+        cos, sin = self._decoder.cos_sin(batch.position, batch.n_positions)
         n_bytes = 0
         no_frozen: list[BlockUpdates] = [{} for _ in self._loras]
         for number, block in enumerate(self._decoder.blocks):
             n_bytes += x.nbytes
             factors = self._factors(number, batch, no_frozen, last=False)
-            x, activations = block.forward(x, factors, _attention(batch, last=False), batch.cos, batch.sin)
+            x, activations = block.forward(x, factors, _attention(batch, last=False), cos, sin)
             # With checkpointing the activations of one block are in memory at a time, and all blocks have the same size.
             if not self._checkpointing or number == 0:
                 n_bytes += activations.n_bytes + sum(of_layers.factors.n_bytes for of_linear in factors.values() for of_layers in of_linear)

@@ -1,7 +1,7 @@
 """A training batch as the decoder backend takes it: packed, and on a GPU in shapes that recur.
 
 legend   b row, N tokens of all rows, M predicting tokens (a response token comes next), n scored ones of these (whose
-         logits are used), R tables of rotary embeddings, w rotated part of a head
+         logits are used)
 """
 
 from dataclasses import dataclass, replace
@@ -33,8 +33,8 @@ class DecoderBatch:
 
     ids: Int[Tensor, " N"]
     position: Int[Tensor, " N"]
-    cos: Float[Tensor, "R N w"]
-    sin: Float[Tensor, "R N w"]
+    n_positions: int
+    """Every position is below."""
     segments: tuple[Segment, ...]
     predicting_index: Int[Tensor, " M"]
     """Indices of the predicting tokens among all tokens."""
@@ -67,7 +67,7 @@ class DecoderBatch:
 
 @dataclass(frozen=True, slots=True)
 class PreparedBatch:
-    """What of a batch can be made while another one is computed: all on the CPU, and all but cosines, sines and input scales."""
+    """What of a batch can be made while another one is computed: all on the CPU, and all but the input scale."""
 
     batch: DecoderBatch
     packed: PackedBatch
@@ -98,12 +98,11 @@ def prepare(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, backwar
     if decoder.has_kernels:
         of_rows = slot[:n_rows].tolist(), frozen_slots[:n_rows].tolist()
         tiles = [token_tiles(packing, *of_rows) for packing in (packed.tokens, packed.predicting)]
-    no_angles = torch.zeros(0, len(packed.ids), 0)
+    starts = row_starts(packed.tokens) if padding.ragged else None
     prepared = DecoderBatch(
         ids=packed.ids,
         position=packed.tokens.position,
-        cos=no_angles,
-        sin=no_angles,
+        n_positions=packed.tokens.longest if starts is None else starts.longest,
         segments=packed.tokens.segments,
         predicting_index=packed.predicting_index,
         predicting_segments=packed.predicting.segments,
@@ -118,18 +117,15 @@ def prepare(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, backwar
         frozen_slot=frozen_slots,
         tokens=tiles[0],
         predicting_tokens=tiles[1],
-        row_starts=row_starts(packed.tokens) if padding.ragged else None,
+        row_starts=starts,
         backward=backward,
     )
     return PreparedBatch(prepared, packed, order)
 
 
 def complete(prepared: PreparedBatch, input_scale: Float[Tensor, "b feature"], *, decoder: Decoder) -> DecoderBatch:
-    """Return the batch with cosines, sines and input scales, all three on the decoder's device."""
+    """Return the batch with its input scale, which is on the decoder's device."""
     batch, packed = prepared.batch, prepared.packed
-    position = batch.position.to(decoder.device, non_blocking=True)
-    longest = packed.tokens.longest if batch.row_starts is None else batch.row_starts.longest
-    cos, sin = decoder.cos_sin(position, longest)
     input_scale = input_scale.to(decoder.device)
     if prepared.order is not None:
         input_scale = input_scale[prepared.order.to(decoder.device)]
@@ -137,7 +133,7 @@ def complete(prepared: PreparedBatch, input_scale: Float[Tensor, "b feature"], *
         input_scale = torch.cat([input_scale, input_scale[:1].expand(n_more, -1)])
     recurs = batch.row_starts is not None or decoder.padding.uniform
     single_slot = None if recurs else _single_slot(packed, RowSlots(batch.slot, input_scale))
-    return replace(batch, position=position, cos=cos, sin=sin, input_scale=input_scale, single_slot=single_slot)
+    return replace(batch, input_scale=input_scale, single_slot=single_slot)
 
 
 def _single_slot(packed: PackedBatch, slots: RowSlots) -> SingleSlot | None:

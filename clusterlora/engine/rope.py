@@ -25,6 +25,8 @@ class RopeTables:
         """Compute the first positions."""
         self._functions = tables
         self._device = device
+        self._former: list[tuple[Tensor, Tensor]] = []
+        """Smaller tables of before: CUDA graphs still read them."""
         self._cos, self._sin = self._compute(256)
 
     def cos_sin(self, positions: Int[Tensor, " N"], n_positions: int) -> tuple[Float[Tensor, "R N w"], Float[Tensor, "R N w"]]:
@@ -36,6 +38,7 @@ class RopeTables:
         cos, sin = self._cos, self._sin
         if n_positions > cos.shape[1]:
             # A race between threads is harmless: each uses the tables it computed.
+            self._former.append((cos, sin))
             cos, sin = self._cos, self._sin = self._compute(max(n_positions, 2 * cos.shape[1]))
         return cos[:, positions], sin[:, positions]
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from clusterlora.engine import kernels
+from clusterlora.engine.cuda_graphs import CudaGraphCache, pinned
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 _CLIP_EPS = 1e-6
@@ -29,6 +30,14 @@ class SlotStep:
     max_grad_norm: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The slots of a step, and what `kernels.slot_adamw` takes of each, with the largest norm in place of the factor of the gradient."""
+
+    slots: Int[Tensor, " s"]
+    table: Float[Tensor, "s 6"]
+
+
 class SlotAdamW:
     """The moments and step counts of K slots; parameters and gradients are rows of two matrices [K, n]."""
 
@@ -38,6 +47,7 @@ class SlotAdamW:
         self.first = torch.zeros_like(parameters)
         self.second = torch.zeros_like(parameters)
         self._n_steps = [0] * len(parameters)
+        self._graphs = CudaGraphCache[_Table](parameters.device)
 
     def reset(self, slot: int, *, n_steps: int = 0) -> None:
         """Zero a slot's moments and set the number of steps it has taken."""
@@ -57,17 +67,20 @@ class SlotAdamW:
             self._n_steps[slot] += 1
 
     def _step_by_kernel(self, steps: Mapping[int, SlotStep]) -> None:
-        from clusterlora.engine.kernels.slot_adamw import row_norms, slot_adamw
-
         rows = []
         for slot, step in steps.items():
             n = self._n_steps[slot] + 1
             rows.append((step.learning_rate, step.weight_decay, step.max_grad_norm, 1 - _BETA1**n, (1 - _BETA2**n) ** 0.5, 1.0))
-        slots = torch.tensor(list(steps)).to(self._parameters.device, non_blocking=True)
-        table = torch.tensor(rows, dtype=torch.float32).to(self._parameters.device, non_blocking=True)
-        norms = row_norms(self._gradients, slots)
-        table[:, 2] = (table[:, 2] / (norms + _CLIP_EPS)).clamp_(max=1)
-        slot_adamw(self._parameters, self._gradients, self.first, self.second, slots, table)
+        self._graphs(self._run, pinned(_Table(torch.tensor(list(steps)), torch.tensor(rows, dtype=torch.float32)), self._parameters.device))
+
+    def _run(self, steps: "_Table") -> Float[Tensor, " s"]:
+        """Step slots; return the norms of their gradients."""
+        from clusterlora.engine.kernels.slot_adamw import row_norms, slot_adamw
+
+        norms = row_norms(self._gradients, steps.slots)
+        steps.table[:, 2].div_(norms + _CLIP_EPS).clamp_(max=1)
+        slot_adamw(self._parameters, self._gradients, self.first, self.second, steps.slots, steps.table)
+        return norms
 
     def _step_by_torch(self, steps: Mapping[int, SlotStep]) -> None:
         clipped = self._gradients[list(steps)]

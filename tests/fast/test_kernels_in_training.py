@@ -1,5 +1,6 @@
 """Training with the kernels of a GPU, interpreted where there is none: what they add up to is what PEFT computes."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def attend(heads: Heads, rows: RowStarts, q: Tensor, k: Tensor, v: Tensor) -> tu
             functional.scaled_dot_product_attention(
                 *(part[first:end].transpose(0, 1)[None] for part in leaves), is_causal=True, enable_gqa=heads.n_kv < heads.n
             )[0].transpose(0, 1)
-            for first, end in zip(starts, starts[1:], strict=False)
+            for first, end in pairwise(starts)
             if first < end
         ]
         assert max(map(len, parts)) <= rows.longest

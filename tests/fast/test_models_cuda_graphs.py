@@ -22,6 +22,14 @@ class Batch:
     backward: bool = True
 
 
+@dataclass(frozen=True)
+class Nested:
+    ids: Tensor
+    inner: Batch
+    own: Tensor
+    n: int
+
+
 def batch_of(*lengths: int, backward: bool = True) -> Batch:
     packing = pack(torch.tensor(lengths), Padding(32, uniform=True))
     return Batch(torch.rand(len(packing.row), 3), packing.segments, backward=backward)
@@ -32,7 +40,7 @@ class FakeGraph:
 
     captured: list[Batch]
 
-    def __init__(self, _function: Any, batch: Batch, pool: Any) -> None:
+    def __init__(self, _function: Any, batch: Batch, pool: Any, _device: torch.device) -> None:
         self.captured.append(batch)
         self.pool = pool or "pool"
 
@@ -44,6 +52,7 @@ class FakeGraph:
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     FakeGraph.captured = []
     monkeypatch.setattr(cuda_graphs, "CudaGraph", FakeGraph)
+    monkeypatch.setattr(cuda_graphs, "on_device", lambda batch, _device: batch)
     return FakeGraph.captured
 
 
@@ -84,3 +93,27 @@ def test_a_cpu_captures_no_graph(captured: list[Batch]) -> None:
     for _ in range(3):
         graphs(double, batch_of(5))
     assert not captured
+
+
+def test_tensors_that_share_memory_are_copied_at_once_and_are_where_they_were() -> None:
+    memory = torch.arange(64, dtype=torch.uint8)
+    inner = Batch(memory[32:48].view(torch.float32).view(2, 2), ())
+    outer = Nested(memory[:16].view(torch.int64), inner, torch.tensor([7.0]), n=3)
+    storages = cuda_graphs._storages(outer)
+    assert [len(storage) for storage in storages] == [64, 4]
+    copies = [storage.clone() for storage in storages]
+    like = cuda_graphs._like(outer, copies)
+    memory.zero_()
+    assert like.ids.tolist() == torch.arange(16, dtype=torch.uint8).view(torch.int64).tolist()
+    assert torch.equal(like.inner.x, torch.arange(32, 48, dtype=torch.uint8).view(torch.float32).view(2, 2))
+    assert (like.own.item(), like.n) == (7.0, 3)
+    copies[0].copy_(storages[0])
+    assert not like.ids.any()
+    assert not like.inner.x.any()
+
+
+def test_a_signature_has_the_shapes_of_nested_tensors_and_not_their_values() -> None:
+    def of(n: int, value: float) -> object:
+        return cuda_graphs._signature(Nested(torch.zeros(2), Batch(torch.full((n, 3), value), ()), torch.ones(1), n=1))
+
+    assert of(2, 1.0) == of(2, 5.0) != of(3, 1.0)
