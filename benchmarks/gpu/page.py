@@ -24,7 +24,7 @@ def page(file: Path) -> str:
     sections = list(_tables(records))
     if absent := list(_absent(records)):
         sections += ["### Not measured", "\n".join(absent)]
-    sections += ["### Parts", _how(records)]
+    sections += ["### Runs", _how(records)]
     measurements = "\n\n".join(section.rstrip() for section in sections)
     return _PROSE.read_text(encoding="utf-8").replace("{measurements}", measurements)
 
@@ -69,9 +69,7 @@ def _together(records: Sequence[Record]) -> str:
     for record, row in ordered:
         reference = ours.get(_beside(record))
         ratio = (
-            ""
-            if _beside(record) == record.part or reference is None
-            else f"{reference['adapters_per_hour'] / row['adapters_per_hour']:.0f}x"
+            "" if _beside(record) == record.part or reference is None else _times(reference["adapters_per_hour"] / row["adapters_per_hour"])
         )
         base = "" if record.settings["base"] == "bfloat16" else f", base in {record.settings['base']}"
         n = record.settings["adapters"]
@@ -152,7 +150,13 @@ def _absent(records: Mapping[str, Record]) -> Iterator[str]:
                 reasons.setdefault((row["contender"], row["missing"]), []).append(record.part)
     for (contender, reason), parts in reasons.items():
         yield f"- {contender} ({', '.join(parts)}): {reason}"
+    if left := [f"`{part}`" for part in results.FIGURES if part not in records]:
+        yield f"- Parts that no run had time for yet, which `make bench-gpu` goes on with: {', '.join(left)}."
     yield from (f"- {peer}: {reason}" for peer, reason in peers.NOT_MEASURED.items())
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
 
 
 def _sources(records: Sequence[Record]) -> str:
@@ -162,12 +166,12 @@ def _sources(records: Sequence[Record]) -> str:
 
 
 def _how(records: Mapping[str, Record]) -> str:
-    cells = [
-        (record.part, f"{record.seconds:.0f}", record.command, _name(record), record.revision, record.date, _versions(record))
-        for record in records.values()
-    ]
-    header = ("part", "seconds", "command", "card", "revision", "day", "versions")
-    return markdown_table(header, cells, right=(False, True, False, False, False, False, False))
+    """Return what every run measured, and with which versions."""
+    parts_by_run: dict[str, list[str]] = {}
+    for record in records.values():
+        run = f"`{record.command}`, revision {record.revision}, {record.date}, {_name(record)}; {_versions(record)}"
+        parts_by_run.setdefault(run, []).append(f"{record.part} {record.seconds:.0f} s")
+    return "\n".join(f"- {run}: {', '.join(parts)}." for run, parts in parts_by_run.items())
 
 
 def _versions(record: Record) -> str:

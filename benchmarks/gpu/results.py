@@ -9,6 +9,11 @@ from typing import Any
 from clusterlora.durable import write_durably
 
 FILE = "benchmarks-gpu.json"
+FIGURES = (
+    "135m-128", "135m-1", "0.5b-64", "8b-16", "1.5b-16", "135m-128-peers", "8b-16-peers", "answers-64", "pack-4096", "0.5b-64-peers",
+    "1.5b-16-peers", "8b-nf4-16", "135m-128-unsloth", "1.5b-16-unsloth",
+)  # fmt: skip
+"""The parts that a whole page has figures of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

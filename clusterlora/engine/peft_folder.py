@@ -1,7 +1,10 @@
 """Adapters on disk as PEFT folders."""
 
+import json
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 _OF_NUMPY = (torch.float32, torch.float64)
 """Dtypes that numpy has as well."""
+_METADATA = {"format": "pt"}
+_BUFFER_BYTES = 1 << 20
 
 
 def lora_config(
@@ -50,20 +55,37 @@ def write_peft_folder(
 
 def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: "PeftConfig") -> None:
     """Write an adapter as a PEFT folder; tensors are named by layer, or as PEFT names what precedes a prompt."""
-    from safetensors.numpy import save_file as save_arrays
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     config.inference_mode = True
     config.save_pretrained(str(folder))
     prefix = "" if config.is_prompt_learning else _PREFIX
-    prefixed = {prefix + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    file, metadata = folder / "adapter_model.safetensors", {"format": "pt"}
-    if all(tensor.dtype in _OF_NUMPY for tensor in prefixed.values()):
-        # Several times faster for hundreds of small tensors.
-        save_arrays({name: tensor.numpy() for name, tensor in prefixed.items()}, file, metadata)
-    else:
-        save_file(prefixed, file, metadata)
+    _save({prefix + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write tensors on the CPU as safetensors does: adapters of a study differ in their numbers alone, so it lays out one for all."""
+    if not all(tensor.dtype in _OF_NUMPY for tensor in tensors.values()):
+        from safetensors.torch import save_file
+
+        save_file(dict(tensors), file, metadata=_METADATA)
+        return
+    header, names = _layout(tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()))
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, buffering=_BUFFER_BYTES) as out:
+        out.write(header)
+        for name in names:
+            out.write(tensors[name].numpy().data)
+    Path(out.name).replace(file)
+
+
+@lru_cache(maxsize=4)
+def _layout(tensors: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> tuple[bytes, list[str]]:
+    """Return what a file of such tensors begins with, and their names in the order in which their numbers follow."""
+    from safetensors.numpy import save
+
+    content = save({name: torch.zeros(shape, dtype=dtype).numpy() for name, shape, dtype in tensors}, metadata=_METADATA)
+    length = int.from_bytes(content[:8], "little")
+    described = {name: one["data_offsets"] for name, one in json.loads(content[8 : 8 + length]).items() if name != "__metadata__"}
+    return content[: 8 + length], sorted(described, key=described.__getitem__)
 
 
 def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str, configs: Iterable[Mapping[str, Any]]) -> None:

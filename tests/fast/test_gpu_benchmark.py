@@ -47,7 +47,7 @@ def test_every_own_part_is_written_with_card_revision_command_and_day_and_the_pa
         assert record.failed is None
         assert record.rows
         assert (record.revision, record.card["name"], record.date[:2]) == ("abc", "no GPU", "20")
-        assert f"| {record.part} | " in text
+        assert f"{record.part} {record.seconds:.0f} s" in text
     assert f"{records['135m-128'].rows[0]['tokens_per_second']:,.0f}" in text
     assert f"`{records['135m-1'].command}`, no GPU (0 GiB, driver none, CUDA none), revision abc" in text
     assert records["answers-64"].rows[0]["mean_new_tokens"] <= 3
@@ -59,6 +59,12 @@ def test_every_own_part_is_written_with_card_revision_command_and_day_and_the_pa
     assert "135m-1: measured before on this card at abc" in said
     assert "135m-128-peers: left out, it usually takes 60 s and" in said
     assert results.read(tmp_path / results.FILE)["135m-1"] == records["135m-1"]
+
+
+def test_the_page_says_which_figures_are_not_there_yet() -> None:
+    assert {part.name for part in FULL if not part.name.startswith(("card", "profile-"))} == set(results.FIGURES)
+    text = page.page(Path("nowhere"))
+    assert all(f"`{part}`" in text for part in results.FIGURES)
 
 
 def test_a_part_that_fails_is_recorded_in_one_line_tried_again_and_keeps_no_other_from_being_measured(

@@ -1,5 +1,6 @@
-"""Training with the kernels of a GPU, interpreted where there is none: what they add up to is what PEFT computes."""
+"""Training and answers with the kernels of a GPU, interpreted where there is none, are those of a CPU."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,21 +9,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.engine import kernels, ragged_attention, training_loop
+from clusterlora.chat.encoder import PromptEncoder
+from clusterlora.engine import kernels, ragged_attention
 from clusterlora.engine.attention import Heads
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.fused_linear import FusedLinear
+from clusterlora.engine.generation import Question, Reply
+from clusterlora.engine.inference_backends import inference_backend
+from clusterlora.engine.job import TrainingResult
+from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.packing import Padding
+from clusterlora.engine.peft_folder import write_peft_folder
 from clusterlora.engine.ragged_attention import RowStarts
+from clusterlora.engine.stacked_lora import targeted_layers
 from clusterlora.models.base import load_base
-from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
-from tests.gpu.test_on_a_gpu import apart, jobs
+from clusterlora.values import Turn
+from tests.gpu.test_on_a_gpu import apart, jobs, train
 
 pytest.importorskip("triton", reason="triton is for Linux only")
 
-RECIPE = Recipe(rank=3, alpha=8, dropout=0.25, epochs=2, batch_size=2, learning_rate=5e-3)
+RECIPE = Recipe(rank=3, alpha=8, dropout=0.25, epochs=1, batch_size=2, learning_rate=5e-3)
 
 
 def attend(heads: Heads, rows: RowStarts, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -67,14 +75,47 @@ def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("with_kernels")
 def test_adapters_trained_by_kernels_are_those_of_the_cpu(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = train_all(load_base(str(tiny_base_folder), dtype="float32"), tmp_path / "kernels")
+    ours = train_all(load_base(str(tiny_base_folder), dtype="float32"), tmp_path / "kernels", frozen := tmp_path / "frozen")
     monkeypatch.undo()
-    theirs = train_all(load_base(str(tiny_base_folder), dtype="float32"), tmp_path / "cpu")
+    theirs = train_all(load_base(str(tiny_base_folder), dtype="float32"), tmp_path / "cpu", frozen)
     for one, other in zip(ours, theirs, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-4)
         assert apart(one, other) < 1e-3
 
 
-def train_all(base: BaseModel, folder: Path) -> list:
-    results = training_loop.train(base, jobs(base, folder, 3, recipe=RECIPE, n_dialogues=3), micro_batch=2, run_log=SilentLog())
-    return sorted(results, key=lambda result: result.job.key)
+def train_all(base: BaseModel, folder: Path, frozen: Path) -> list[TrainingResult]:
+    """Train one adapter alone and one on top of a frozen one."""
+    if not frozen.exists():
+        write_frozen(base, frozen)
+    alone, on_top = jobs(base, folder, 2, recipe=RECIPE, n_dialogues=3)
+    return train(base, [alone, replace(on_top, frozen_adapter=frozen)])
+
+
+def write_frozen(base: BaseModel, folder: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = {name: (layer.d_in, layer.d_out) for name, layer in targeted_layers(base.model, ("q_proj", "v_proj", "down_proj")).items()}
+    tensors = {f"{name}.lora_A.weight": 0.3 * torch.randn(2, d_in, generator=generator) for name, (d_in, _) in shapes.items()}
+    tensors |= {f"{name}.lora_B.weight": 0.3 * torch.randn(d_out, 2, generator=generator) for name, (_, d_out) in shapes.items()}
+    write_peft_folder(folder, tensors, replace(RECIPE, rank=2, target_modules=("q_proj", "v_proj", "down_proj")), base=base.name)
+
+
+@pytest.mark.usefixtures("with_kernels")
+def test_answers_by_kernels_are_those_of_the_cpu(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_frozen(load_base(str(tiny_base_folder), dtype="float32"), tmp_path)
+    ours = answers(load_base(str(tiny_base_folder), dtype="float32"), tmp_path)
+    monkeypatch.undo()
+    theirs = answers(load_base(str(tiny_base_folder), dtype="float32"), tmp_path)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.ids == other.ids
+        assert one.nll == pytest.approx(other.nll, rel=1e-4)
+
+
+def answers(base: BaseModel, adapter: Path) -> list[Reply]:
+    encoder = PromptEncoder(base.tokenizer, max_length=256)
+    (turn,) = encoder.encode_turns([((Turn("user", "ask"),), "yes")])
+    backend = inference_backend(base, [read_weights(adapter)])
+    questions = [Question(turn.prompt, slot, turn.response) for slot in (0, 1)]
+    try:
+        return sorted(backend.reply(questions, max_new_tokens=3, batch_size=2), key=lambda reply: reply.number)
+    finally:
+        backend.close()
