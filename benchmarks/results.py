@@ -49,7 +49,7 @@ again, and says by which version.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("studies", nargs="+", metavar="STUDY", help="a study that has been compared")
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="a study that has been compared")
     parser.add_argument(
         "--signal", action="append", default=[], metavar="FILE", help="a table of dialogues whose signal to measure; repeatable"
     )
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for results.md and a figure per study")
     options = parser.parse_args(arguments)
+    if not (options.studies or options.signal or options.null):
+        parser.error("name a study, or give --signal or --null")
     try:
         print(write(options.studies, options.signal, options.null, open_local_stores(), options.out))
     except ClusterLoraError as error:

@@ -41,7 +41,7 @@ class SlotFactors:
             d_in=a.shape[2],
             ranks=[b.shape[1] for b in bs],
             d_outs=[b.shape[2] for b in bs],
-            offsets=[b.storage_offset() - a.storage_offset() for b in bs],
+            offsets=[int(b.storage_offset() - a.storage_offset()) for b in bs],
             columns=list(columns),
             device=a.device,
         )

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 MAX_SLOTS = {"cpu": 32, "cuda": 256}
 """Adapters trained at once; more would not make the products more efficient."""
 SLOT_BYTES_PER_PARAMETER = 4 * 5
-"""Parameters, gradients, clipped gradients and two moments in float32."""
+"""Parameters, gradients and two moments in float32, and clipped gradients or, for kernels, a copy of the parameters in the base's dtype."""
 _WRITERS = 8
 """Threads that write adapters."""
 _SLOT_SHARE = 0.25

@@ -39,13 +39,12 @@ def attend(heads: Heads, rows: RowStarts, q: Tensor, k: Tensor, v: Tensor) -> tu
     starts = rows.starts.tolist()
     assert starts[-1] == len(q)
     with torch.enable_grad():
-        parts = [
-            functional.scaled_dot_product_attention(
-                *(part[first:end].transpose(0, 1)[None] for part in leaves), is_causal=True, enable_gqa=heads.n_kv < heads.n
-            )[0].transpose(0, 1)
-            for first, end in pairwise(starts)
-            if first < end
-        ]
+        parts = []
+        for first, end in pairwise(starts):
+            if first < end:
+                queries, keys, values = (part[first:end].transpose(0, 1)[None] for part in leaves)
+                attended = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=heads.n_kv < heads.n)
+                parts.append(attended[0].transpose(0, 1))
         assert max(map(len, parts)) <= rows.longest
         out = torch.cat(parts)
     return out.detach(), (*leaves, out)

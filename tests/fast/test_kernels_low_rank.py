@@ -1,6 +1,7 @@
 """The kernels of low-rank updates, interpreted where there is no GPU, against the equations in float64."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ class Case:
             d_in=self.d_in, ranks=self.ranks, d_outs=self.d_outs, offsets=self.offsets[:-1], columns=self.columns[:-1], device=DEVICE
         )
 
-    def tiles(self, column: int) -> "low_rank.Tiles":
+    def tiles(self, column: int) -> Any:
         packing = pack(torch.tensor(LENGTHS), Padding(1, ragged=True))
         made = token_tiles(packing, SLOTS, FROZEN)
         return low_rank.Tiles(made.tiles.to(DEVICE), made.spans.to(DEVICE), made.starts.to(DEVICE), made.height, column)
