@@ -23,7 +23,11 @@ COPY deployments ./deployments
 RUN chmod -R a+rX .
 
 FROM python:3.11.16-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
-RUN groupadd --gid 10001 clusterlora \
+# Triton compiles its launcher where kernels run.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 clusterlora \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/clusterlora --create-home --shell /usr/sbin/nologin clusterlora
 COPY --from=build /opt/venv /opt/venv
 # The base smollm2-135m comes as a wheel when it is first used.

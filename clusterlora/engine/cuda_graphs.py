@@ -43,6 +43,13 @@ class CudaGraphCache(Generic[Arguments]):
 
     def __call__(self, function: Callable[[Arguments], Tensor], arguments: Arguments) -> Tensor:
         """Return the function's result for these arguments, whose tensors may be on the CPU: they are copied to the device."""
+        if self._device.type != "cuda":
+            return function(on_device(arguments, self._device))
+        # Kernels are launched, and graphs captured, on the current device.
+        with torch.cuda.device(self._device):
+            return self._call(function, arguments)
+
+    def _call(self, function: Callable[[Arguments], Tensor], arguments: Arguments) -> Tensor:
         if not self._enabled:
             return function(on_device(arguments, self._device))
         signature = _signature(arguments)
@@ -142,6 +149,7 @@ def _storages(arguments: object) -> list[Tensor]:
     for tensor in _tensors(arguments):
         key = tensor.untyped_storage().data_ptr()
         if tensor.is_cuda:
+            assert id(tensor) not in storages, "a tensor of the GPU is in two fields"
             storages[id(tensor)] = tensor
         elif key not in storages:
             storages[key] = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
@@ -160,6 +168,7 @@ def _like(arguments: Arguments, storages: Sequence[Tensor]) -> Arguments:
         key = tensor.untyped_storage().data_ptr()
         if key not in copy_by_storage:
             copy_by_storage[key] = next(copies)
+        assert tensor.is_contiguous(), "a tensor of the CPU has gaps"
         start = tensor.storage_offset() * tensor.itemsize
         tensors.append(copy_by_storage[key][start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
     return _with_tensors(arguments, iter(tensors))

@@ -2,7 +2,7 @@
 
 A mask drawn for the whole batch would make an adapter depend on its neighbours. So a long tape of mask values is drawn once, and each
 dialogue's mask is read at an offset hashed from its key. All tokens of a dialogue share one mask of each layer's input features, which is
-folded into the dialogue's copy of A: (x * m) A^T = x (A * m)^T costs nothing per token.
+folded into A as the dialogue's products read it: (x * m) A^T = x (A * m)^T costs nothing per token.
 Source: Gal & Ghahramani 2016, one mask for all steps of a sequence (arXiv 1512.05287).
 """
 

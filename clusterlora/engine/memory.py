@@ -23,9 +23,11 @@ _MESSAGES = (
     "DefaultCPUAllocator: not enough memory",
     "bad_alloc",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
 )
 
-CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 29}
+CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of the widest activation of one chunk. On a CPU, larger tensors do not fit into its caches and are returned to the operating system
 after every use, which costs more than fewer and larger products save."""
 

@@ -219,8 +219,11 @@ def _steps_of(batches: Mapping[ActiveJob, Sequence[TokenSequence]]) -> object:
 
 
 def _tokens_per_pass(base: BaseModel) -> int:
-    """Return the tokens of one pass at the full micro-batch; the widest activation is a gate and an up projection, concatenated."""
+    """Return the tokens of one pass at the full micro-batch, where memory affords them.
+
+    The widest activation is a gate and an up projection, concatenated; on a GPU it may be twice as large as elsewhere.
+    """
     head = base.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     layers = [layer for module in base.model.modules() if module is not head and (layer := linear_layer(module)) is not None]
     widest = 2 * max((layer.d_out for layer in layers), default=base.model.config.hidden_size)
-    return tokens_per_chunk(widest, base.model.device, base.model.dtype)
+    return tokens_per_chunk(widest, base.model.device, base.model.dtype) * (2 if base.model.device.type == "cuda" else 1)

@@ -1,7 +1,6 @@
 """Adapters on disk as PEFT folders."""
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -70,11 +69,10 @@ def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         save_file(dict(tensors), file, metadata=_METADATA)
         return
     header, names = _layout(tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()))
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, buffering=_BUFFER_BYTES) as out:
+    with file.open("wb", buffering=_BUFFER_BYTES) as out:
         out.write(header)
         for name in names:
             out.write(tensors[name].numpy().data)
-    Path(out.name).replace(file)
 
 
 @lru_cache(maxsize=4)

@@ -72,7 +72,11 @@ def rotated(
     from clusterlora.engine.kernels.rope import rope_
 
     n_heads = q.shape[1] + k.shape[1]
-    if q.stride() == k.stride() and k.data_ptr() == q.data_ptr() + q.shape[1] * q.stride(1) * q.itemsize:
+    if (
+        q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+        and q.stride() == k.stride()
+        and k.data_ptr() == q.data_ptr() + q.shape[1] * q.stride(1) * q.itemsize
+    ):
         rope_(q.as_strided((len(q), n_heads, q.shape[2]), q.stride()), cos, sin)
     else:
         rope_(q, cos, sin)

@@ -35,7 +35,7 @@ class _Table:
     """The slots of a step, and what `kernels.slot_adamw` takes of each, with the largest norm in place of the factor of the gradient."""
 
     slots: Int[Tensor, " s"]
-    table: Float[Tensor, "s 6"]
+    table: Float[Tensor, "s 5"]
 
 
 class SlotAdamW:
@@ -70,7 +70,7 @@ class SlotAdamW:
         rows = []
         for slot, step in steps.items():
             n = self._n_steps[slot] + 1
-            rows.append((step.learning_rate, step.weight_decay, step.max_grad_norm, 1 - _BETA1**n, (1 - _BETA2**n) ** 0.5, 1.0))
+            rows.append((step.learning_rate, step.weight_decay, step.max_grad_norm, 1 - _BETA1**n, (1 - _BETA2**n) ** 0.5))
         self._graphs(self._run, pinned(_Table(torch.tensor(list(steps)), torch.tensor(rows, dtype=torch.float32)), self._parameters.device))
 
     def _run(self, steps: "_Table") -> Float[Tensor, " s"]:

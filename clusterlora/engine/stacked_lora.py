@@ -3,7 +3,7 @@
 legend   k slot, b row of the batch (one dialogue of one adapter), r rank, R = g * r for the g layers of a fused LoRA, D outputs, N tokens
 
 Linear layers that read the same tensor (q, k, v; gate, up) share a fused LoRA: their A are stacked, every B is separate. For row b with
-slot k = slot[b], scale s = alpha / r and dropout mask m folded into A,
+slot k = slot[b], scale s = alpha / r and dropout mask m folded into A (by kernels when they read it, else in a copy),
 
     A_b = s A_k * m_b         dA_k += s m_b * dA_b      dB_k += dB_b
 
@@ -180,22 +180,22 @@ class StackedLora:
         They are views of one copy: hundreds of small ones would take longer than a short training.
         """
         if rank not in self._order:
-            self._order[rank] = self._order_of(rank, matrix.device)
+            self._order[rank] = self._order_of(rank)
         order, shapes = self._order[rank]
-        numbers = matrix[slot].index_select(0, order).cpu()
+        numbers = matrix[slot].cpu().index_select(0, order)
         parts = numbers.split([math.prod(shape) for shape in shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
-    def _order_of(self, rank: int, device: torch.device) -> tuple[Int[Tensor, " n"], dict[str, tuple[int, ...]]]:
+    def _order_of(self, rank: int) -> tuple[Int[Tensor, " n"], dict[str, tuple[int, ...]]]:
         """Return where in a slot's row the numbers of its tensors are, one tensor after another, and the shapes of these."""
-        columns = torch.arange(self.parameters.shape[1])[None]
+        columns = torch.arange(self.parameters.shape[1], dtype=torch.int32)[None]
         order: dict[str, Tensor] = {}
         for lora, own in zip(self.loras, self._split(columns), strict=True):
             (a,), bs = lora.views(own)
             for name, a_of_layer, b in zip(lora.spec.names, a.split(self.rank), bs, strict=True):
                 order[f"{name}.lora_A.weight"] = a_of_layer[:rank]
                 order[f"{name}.lora_B.weight"] = b[0, :rank].T
-        return torch.cat([part.flatten() for part in order.values()]).to(device), {name: tuple(part.shape) for name, part in order.items()}
+        return torch.cat([part.flatten() for part in order.values()]), {name: tuple(part.shape) for name, part in order.items()}
 
     def write(self, slot: int, matrix: Float[Tensor, "k n"], tensors: Mapping[str, Tensor]) -> None:
         """Overwrite a slot's row of a [K, n] matrix with tensors named as `read` names them, zeros elsewhere."""

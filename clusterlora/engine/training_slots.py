@@ -152,6 +152,7 @@ class TrainingSlots:
     def close(self) -> None:
         """Restore the model and let go of the slots, which a retry needs the memory of."""
         self.backend.close()
+        self._initial_rows.clear()
         del self.backend, self.stack, self.optimiser
 
     def _write(self, active: ActiveJob, folder_name: str) -> Path:

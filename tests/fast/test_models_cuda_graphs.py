@@ -1,5 +1,6 @@
 """When a CUDA graph is captured; the graphs themselves are tested on a GPU (test_on_a_gpu.py)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +54,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     FakeGraph.captured = []
     monkeypatch.setattr(cuda_graphs, "CudaGraph", FakeGraph)
     monkeypatch.setattr(cuda_graphs, "on_device", lambda batch, _device: batch)
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
     return FakeGraph.captured
 
 

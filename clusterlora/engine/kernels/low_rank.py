@@ -100,7 +100,7 @@ def lower(
     block = _ranks_per_block(where.n_ranks)
     _lower[(len(tiles.tiles), triton.cdiv(where.n_ranks, block))](
         x, factors, *_scale(scale, x), tiles.tiles, h, x.stride(0), factors.stride(0), where.d_in, where.n_ranks,
-        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, R=block, D=_columns_at_a_time(tiles.height),
+        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, R=block, D=_columns_at_a_time(tiles.height), num_stages=_stages(x),
     )  # fmt: skip
     return h
 
@@ -109,7 +109,7 @@ def add_raised(y: Float[Tensor, "N _D"], h: Float[Tensor, "N R"], factors: Float
     """Add B h to the columns of y that belong to each layer."""
     _add_raised[(len(tiles.tiles), len(where.blocks))](
         y, h, factors, tiles.tiles, where.blocks, y.stride(0), factors.stride(0), where.n_ranks,
-        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=_ranks_per_block(where.ranks), C=COLUMNS,
+        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=_ranks_per_block(where.ranks), C=COLUMNS, num_stages=_stages(y),
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def lower_gradient(dy: Float[Tensor, "N _D"], factors: Float[Tensor, "k _n"], wh
     block = _ranks_per_block(where.ranks)
     _lower_gradient[(len(tiles.tiles), len(where.layers), triton.cdiv(where.ranks, block))](
         dy, factors, tiles.tiles, where.layers, u, dy.stride(0), factors.stride(0), where.n_ranks,
-        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=block, C=_columns_at_a_time(tiles.height),
+        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=block, C=_columns_at_a_time(tiles.height), num_stages=_stages(dy),
     )  # fmt: skip
     return u
 
@@ -143,7 +143,7 @@ def add_gradients(
         tiles.spans, tiles.starts, where.blocks, x.stride(0), dy.stride(0), x.stride(0) if dx is None else dx.stride(0), factors.stride(0),
         0 if gradients is None else gradients.stride(0), where.d_in, where.n_ranks, n_dx, n_da, d_blocks, len(where.blocks),
         SLOT=tiles.column, UNIT=where.unit, SCALED=_scaled(scale), T=tiles.height, S=_TOKENS, R=_ranks_per_block(where.n_ranks),
-        B=_ranks_per_block(where.ranks), C=COLUMNS,
+        B=_ranks_per_block(where.ranks), C=COLUMNS, num_stages=_stages(x),
     )  # fmt: skip
 
 
@@ -155,6 +155,11 @@ def _ranks_per_block(n: int) -> int:
 def _columns_at_a_time(height: int) -> int:
     """Return the columns of a step of a sum over columns."""
     return COLUMNS if height >= _TOKENS else 2 * COLUMNS
+
+
+def _stages(x: Tensor) -> int:
+    """Return how many steps of a sum are loaded ahead: with more, float32 would not fit in the shared memory of smaller GPUs."""
+    return 3 if x.dtype == torch.bfloat16 else 1
 
 
 def _scaled(scale: Tensor | None) -> int:
@@ -252,7 +257,7 @@ def _lower_gradient(
     tl.store(out, total.to(u.dtype.element_ty), mask=real[:, None] & used[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_dx", "n_da", "d_blocks", "n_blocks"])
 def _add_gradients(
     x, h, u, dy, dx, factors, gradients, scale, scale_stride, tiles, spans, starts, blocks, x_stride, dy_stride, dx_stride, factor_stride,
     gradient_stride, d_in, n_ranks, n_dx, n_da, d_blocks, n_blocks,

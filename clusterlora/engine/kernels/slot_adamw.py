@@ -2,8 +2,7 @@
 
 legend   K slots, n parameters of a slot, s slots of a call
 
-What a row's step needs is read on the device, from a table: whether a row is stepped at all can depend on its gradient without the CPU
-waiting for it.
+What a row's step needs is read on the device, from a table: the factor of a gradient depends on its norm, for which the CPU does not wait.
 Source: Loshchilov & Hutter 2019, decoupled weight decay (arXiv 1711.05101).
 """
 
@@ -40,23 +39,22 @@ def _slot_adamw_kernel(
     BLOCK: tl.constexpr,
 ):
     number = tl.program_id(1)
-    row = table_ptr + number * 6
-    if tl.load(row + 5) != 0:
-        slot = tl.load(slots_ptr + number)
-        learning_rate, weight_decay, clip = tl.load(row), tl.load(row + 1), tl.load(row + 2)
-        first_correction, root_of_second_correction = tl.load(row + 3), tl.load(row + 4)
-        column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        mask = column < n
-        parameters = parameter_ptr + slot * parameter_stride + column
-        firsts, seconds = first_ptr + slot * first_stride + column, second_ptr + slot * second_stride + column
-        gradient = tl.load(gradient_ptr + slot * gradient_stride + column, mask=mask, other=0.0) * clip
-        first = tl.load(firsts, mask=mask, other=0.0) * _BETA1 + gradient * _ONE_MINUS_BETA1
-        second = tl.load(seconds, mask=mask, other=0.0) * _BETA2 + gradient * gradient * _ONE_MINUS_BETA2
-        decayed = tl.load(parameters, mask=mask, other=0.0) * (1 - learning_rate * weight_decay)
-        update = first / (tl.sqrt_rn(second) / root_of_second_correction + _EPS)
-        tl.store(parameters, decayed - update * (learning_rate / first_correction), mask=mask)
-        tl.store(firsts, first, mask=mask)
-        tl.store(seconds, second, mask=mask)
+    row = table_ptr + number * 5
+    slot = tl.load(slots_ptr + number)
+    learning_rate, weight_decay, clip = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    first_correction, root_of_second_correction = tl.load(row + 3), tl.load(row + 4)
+    column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < n
+    parameters = parameter_ptr + slot * parameter_stride + column
+    firsts, seconds = first_ptr + slot * first_stride + column, second_ptr + slot * second_stride + column
+    gradient = tl.load(gradient_ptr + slot * gradient_stride + column, mask=mask, other=0.0) * clip
+    first = tl.load(firsts, mask=mask, other=0.0) * _BETA1 + gradient * _ONE_MINUS_BETA1
+    second = tl.load(seconds, mask=mask, other=0.0) * _BETA2 + gradient * gradient * _ONE_MINUS_BETA2
+    decayed = tl.load(parameters, mask=mask, other=0.0) * (1 - learning_rate * weight_decay)
+    update = first / (tl.sqrt_rn(second) / root_of_second_correction + _EPS)
+    tl.store(parameters, decayed - update * (learning_rate / first_correction), mask=mask)
+    tl.store(firsts, first, mask=mask)
+    tl.store(seconds, second, mask=mask)
 
 
 @triton.jit
@@ -65,7 +63,7 @@ def _partial_squares_kernel(gradient_ptr, slots_ptr, partial_ptr, stride, n, BLO
     row = gradient_ptr + tl.load(slots_ptr + number) * stride
     total = tl.zeros([BLOCK], tl.float32)
     for block in range(N_BLOCKS):
-        column = (tl.program_id(0) * N_BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
+        column = (tl.program_id(0).to(tl.int64) * N_BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
         gradient = tl.load(row + column, mask=column < n, other=0.0)
         total += gradient * gradient
     tl.store(partial_ptr + number * tl.num_programs(0) + tl.program_id(0), tl.sum(total, axis=0))
@@ -87,15 +85,15 @@ def slot_adamw(
     first: Float[Tensor, "K n"],
     second: Float[Tensor, "K n"],
     slots: Int[Tensor, " s"],
-    table: Float[Tensor, "s 6"],
+    table: Float[Tensor, "s 5"],
 ) -> None:
     """Step each of these slots as `torch.optim.AdamW` does; the matrices are in float32.
 
     Args:
         first: the moments, as `second`; updated in place, as `parameters`.
         slots: rows of the matrices, each at most once.
-        table: of each slot the learning rate, the weight decay, the factor of its gradient, the corrections 1 - beta1^t and
-            sqrt(1 - beta2^t) at its t-th step, and 1, or 0 if it is not to be stepped. In float32, contiguous.
+        table: of each slot the learning rate, the weight decay, the factor of its gradient, and the corrections 1 - beta1^t and
+            sqrt(1 - beta2^t) at its t-th step. In float32, contiguous.
     """
     matrices = (parameters, gradients, first, second)
     assert all(matrix.dtype == torch.float32 and matrix.stride(1) == 1 for matrix in matrices), [m.dtype for m in matrices]
