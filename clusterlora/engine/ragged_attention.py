@@ -19,6 +19,8 @@ from clusterlora.engine.packing import Packing
 _WIDEST = 256
 """The widest head that flash attention takes; widths are multiples of `_WIDTHS`."""
 _WIDTHS = 8
+_NOT_EVERYWHERE = range(193, 225)
+"""Widths whose backward pass smaller GPUs cannot hold."""
 _OLDEST_GPU = (8, 0)
 _LEAST_BOUND = 64
 
@@ -55,6 +57,7 @@ def fits(heads: Heads, dtype: torch.dtype, device: torch.device) -> bool:
         and heads.softcap is None
         and heads.dim % _WIDTHS == 0
         and heads.dim <= _WIDEST
+        and heads.dim not in _NOT_EVERYWHERE
         and torch.cuda.get_device_capability(device) >= _OLDEST_GPU
     )
 

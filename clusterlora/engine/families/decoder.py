@@ -131,7 +131,7 @@ class Decoder:
 
     @property
     def padding(self) -> Padding:
-        """Little padding on a CPU; uniform padding on a GPU, where launches cost more and recurring shapes become CUDA graphs."""
+        """Little padding on a CPU; uniform padding on a GPU, where shapes that recur become CUDA graphs. Training may need none."""
         return Padding(PAD_TO) if self.device.type == "cpu" else Padding(2 * PAD_TO, uniform=True)
 
     @property
