@@ -9,7 +9,7 @@ Source: Chen et al. 2023, Punica (arXiv 2310.18547), and Sheng et al. 2023, S-Lo
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingParameterType=false
-# pyright: reportUnknownParameterType=false, reportUntypedFunctionDecorator=false, reportArgumentType=false
+# pyright: reportUnknownParameterType=false, reportUntypedFunctionDecorator=false, reportArgumentType=false, reportCallIssue=false
 
 import os
 from dataclasses import dataclass
