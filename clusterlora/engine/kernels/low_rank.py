@@ -22,10 +22,12 @@ from torch import Tensor
 
 COLUMNS = 128
 """Columns of a block of outputs, or of inputs."""
-_TOKENS = 64
-"""Tokens at a time of a sum over the tokens of a slot."""
-_MOST_RANKS = 64
+_TOKENS = {torch.bfloat16: 64, torch.float32: 32}
+"""Tokens at a time of a sum over the tokens of a slot. Products of float32 take no matrix unit: large ones are compiled for minutes."""
+_MOST_RANKS = {torch.bfloat16: 64, torch.float32: 16}
 """Ranks of a block."""
+_HIGH = 64
+"""Tokens of a tile of a large batch; those of a small one have fewer, and take more columns at a time."""
 _UNIT = 16
 
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -97,10 +99,10 @@ def lower(
         scale: what multiplies the inputs of each row, or one number for all of a row's.
     """
     h = x.new_empty(len(x), where.n_ranks)
-    block = _ranks_per_block(where.n_ranks)
+    block = _ranks_per_block(where.n_ranks, x)
     _lower[(len(tiles.tiles), triton.cdiv(where.n_ranks, block))](
         x, factors, *_scale(scale, x), tiles.tiles, h, x.stride(0), factors.stride(0), where.d_in, where.n_ranks,
-        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, R=block, D=_columns_at_a_time(tiles.height), num_stages=_stages(x),
+        SLOT=tiles.column, SCALED=_scaled(scale), T=tiles.height, R=block, D=_columns_at_a_time(tiles.height, x), num_stages=_stages(x),
     )  # fmt: skip
     return h
 
@@ -109,17 +111,17 @@ def add_raised(y: Float[Tensor, "N _D"], h: Float[Tensor, "N R"], factors: Float
     """Add B h to the columns of y that belong to each layer."""
     _add_raised[(len(tiles.tiles), len(where.blocks))](
         y, h, factors, tiles.tiles, where.blocks, y.stride(0), factors.stride(0), where.n_ranks,
-        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=_ranks_per_block(where.ranks), C=COLUMNS, num_stages=_stages(y),
+        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=_ranks_per_block(where.ranks, y), C=COLUMNS, num_stages=_stages(y),
     )  # fmt: skip
 
 
 def lower_gradient(dy: Float[Tensor, "N _D"], factors: Float[Tensor, "k _n"], where: Layout, tiles: Tiles) -> Float[Tensor, "N R"]:
     """Return u = B^T dy of every token of a tile; other rows are not written."""
     u = dy.new_empty(len(dy), where.n_ranks)
-    block = _ranks_per_block(where.ranks)
+    block = _ranks_per_block(where.ranks, dy)
     _lower_gradient[(len(tiles.tiles), len(where.layers), triton.cdiv(where.ranks, block))](
         dy, factors, tiles.tiles, where.layers, u, dy.stride(0), factors.stride(0), where.n_ranks,
-        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=block, C=_columns_at_a_time(tiles.height), num_stages=_stages(dy),
+        SLOT=tiles.column, UNIT=where.unit, T=tiles.height, R=block, C=_columns_at_a_time(tiles.height, dy), num_stages=_stages(dy),
     )  # fmt: skip
     return u
 
@@ -142,19 +144,20 @@ def add_gradients(
         x, h, u, dy, x if dx is None else dx, factors, factors if gradients is None else gradients, *_scale(scale, x), tiles.tiles,
         tiles.spans, tiles.starts, where.blocks, x.stride(0), dy.stride(0), x.stride(0) if dx is None else dx.stride(0), factors.stride(0),
         0 if gradients is None else gradients.stride(0), where.d_in, where.n_ranks, n_dx, n_da, d_blocks, len(where.blocks),
-        SLOT=tiles.column, UNIT=where.unit, SCALED=_scaled(scale), T=tiles.height, S=_TOKENS, R=_ranks_per_block(where.n_ranks),
-        B=_ranks_per_block(where.ranks), C=COLUMNS, num_stages=_stages(x),
+        SLOT=tiles.column, UNIT=where.unit, SCALED=_scaled(scale), T=tiles.height, S=_TOKENS[x.dtype], R=_ranks_per_block(where.n_ranks, x),
+        B=_ranks_per_block(where.ranks, x), C=COLUMNS, num_stages=_stages(x),
     )  # fmt: skip
 
 
-def _ranks_per_block(n: int) -> int:
+def _ranks_per_block(n: int, x: Tensor) -> int:
     """Return a power of two; matrix units take no fewer than 16."""
-    return min(_MOST_RANKS, max(16, triton.next_power_of_2(n)))
+    return min(_MOST_RANKS[x.dtype], max(16, triton.next_power_of_2(n)))
 
 
-def _columns_at_a_time(height: int) -> int:
+def _columns_at_a_time(height: int, x: Tensor) -> int:
     """Return the columns of a step of a sum over columns."""
-    return COLUMNS if height >= _TOKENS else 2 * COLUMNS
+    columns = COLUMNS if x.dtype == torch.bfloat16 else COLUMNS // 2
+    return columns if height >= _HIGH else 2 * columns
 
 
 def _stages(x: Tensor) -> int:
