@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from clusterlora.engine import kernels
 from clusterlora.engine.packing import Padding, pack
 from clusterlora.engine.ragged_attention import row_starts
 from clusterlora.engine.token_tiles import token_tiles
@@ -153,3 +154,11 @@ def test_a_ragged_batch_is_rows_without_padding_and_few_tokens_that_fill_it(leng
     assert widths[: len(lengths)].tolist() == lengths
     assert 0 <= int(widths.min()) <= int(widths.max()) <= starts.longest
     assert int(packing.position.max()) < starts.longest
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this GPU")
+def test_where_no_kernel_runs_one_line_says_why_and_pytorch_computes(caplog: pytest.LogCaptureFixture) -> None:
+    assert not kernels._work.__wrapped__(0)
+    (record,) = caplog.records
+    assert "no kernel runs on GPU 0" in record.getMessage()
+    assert "is there a C compiler (gcc)?" in record.getMessage()
