@@ -22,7 +22,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.gpu import page, results
-from benchmarks.gpu.parts import FULL, TINY, Part, Profile, Setting
+from benchmarks.gpu.parts import Part, Profile, Setting
+from benchmarks.gpu.plan import FULL, TINY
 from benchmarks.gpu.results import FILE, Record, rounded
 
 _PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "trl", "liger-kernel", "bitsandbytes")

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import page, peers, results
-from benchmarks.gpu.parts import FULL, TINY, Part, Peers, Setting
+from benchmarks.gpu.parts import Part, Peers, Setting
+from benchmarks.gpu.plan import FULL, TINY
 from benchmarks.gpu.shapes import MISSION, RESPONSE_QUANTILES, SHAPES, TOTAL_QUANTILES, Lengths, random_base, rows
 
 OWN = [part.name for part in TINY if part.name in ("135m-128", "135m-1", "profile-135m-128", "pack-4096", "answers-64")]
