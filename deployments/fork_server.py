@@ -3,10 +3,10 @@
     python -m deployments.fork_server                    listens on the socket CLUSTERLORA_FORK_SERVER
     python -m deployments.fork_server MODULE ARGUMENTS   runs `python -m MODULE ARGUMENTS`, as a fork if that variable is set
 
-Importing PyTorch, transformers, sentence-transformers and MLflow takes ten to forty seconds of CPU time in every run of a study.
+Importing PyTorch, transformers, sentence-transformers, MLflow and Prefect takes ten to forty seconds of CPU time in every run of a study.
 `clusterlora up` starts the server once. The client, which a worker starts, stands in for the run: it passes environment, folder and output
-to the server, forwards signals, and exits with the run's status; if it is killed, so is the run. The server imports nothing of clusterlora
-or Prefect, so that a run reads their current code and settings.
+to the server, forwards signals, and exits with the run's status; if it is killed, so is the run. The server imports nothing of clusterlora,
+so that a run reads its current code, and a run reads Prefect's settings anew.
 """
 
 import ctypes
@@ -36,6 +36,14 @@ PRELOADED = (
     "mlflow",
     "sqlalchemy.orm",
     "pandas",
+    "matplotlib.figure",
+    "rouge_score.rouge_scorer",
+    "prefect.main",
+    "prefect.flows",
+    "prefect.task_engine",
+    "prefect.events.worker",
+    "prefect.events.clients",
+    "prefect.logging.handlers",
 )
 _PER_RUN_PREFIXES = ("PREFECT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """Prefixes of environment variables that no preloaded library reads at import. All others must be equal in the server and a run."""
@@ -160,6 +168,9 @@ def _run(request: ForkRequest) -> None:
         # The variable may list a number per nesting level; nothing here nests.
         n_threads = request.env.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
         _set_threads(int(n_threads) if n_threads.isdecimal() and int(n_threads) else len(os.sched_getaffinity(0)))
+    if context := sys.modules.get("prefect.context"):
+        # They were read from the server's environment, which is not this run's.
+        context.refresh_global_settings_context()
     os.chdir(request.folder)
     sys.path[0] = request.folder
     sys.argv = list(request.argv)

@@ -43,12 +43,12 @@ def listening(folder: Path) -> Iterator[dict[str, str]]:
     yield from _listening(folder, IMPORTED)
 
 
-def _listening(folder: Path, imported: str) -> Iterator[dict[str, str]]:
+def _listening(folder: Path, *imported: str) -> Iterator[dict[str, str]]:
     socket = str(folder / "fork-server.sock")
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT), fork_server.SOCKET_VARIABLE: socket}
     script = (
         "from deployments import fork_server; from pathlib import Path; "
-        f"fork_server._run(fork_server.listen(Path({socket!r}), [{imported!r}]))"
+        f"fork_server._run(fork_server.listen(Path({socket!r}), {list(imported)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], env=env, cwd=folder, start_new_session=True)
     while not (folder / "fork-server.sock").exists():
@@ -60,8 +60,12 @@ def _listening(folder: Path, imported: str) -> Iterator[dict[str, str]]:
 
 
 def _start(env: dict[str, str], folder: Path, argument: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "deployments.fork_server", "probe", argument]
-    return subprocess.Popen(command, env={**env, "PREFECT__FLOW_RUN_ID": argument}, cwd=folder, stdout=subprocess.PIPE, text=True)
+    return _client({**env, "PREFECT__FLOW_RUN_ID": argument}, folder, "probe", argument)
+
+
+def _client(env: dict[str, str], folder: Path, *argv: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "deployments.fork_server", *argv]
+    return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, text=True)
 
 
 def _pids(run: "subprocess.Popen[str]") -> tuple[int, int]:
@@ -106,6 +110,19 @@ def test_no_run_is_forked_once_an_import_has_initialised_cuda(folder: Path) -> N
     (folder / "asks.py").write_text(f"import torch, {IMPORTED}\ntorch.cuda.is_available()\n")
     for env in _listening(folder, "asks"):
         assert _start(env, folder, "0").communicate()[0] == "['0'] 0 True False __main__\n"
+
+
+def test_a_run_reads_prefects_settings_from_its_own_environment(folder: Path) -> None:
+    """And what starts it was not imported before: Python would warn, and have its classes twice."""
+    (folder / "settings.py").write_text(
+        "import sys; from prefect.settings import get_current_settings as settings; "
+        "print(settings().api.url, settings().home, 'prefect.flow_engine' in sys.modules)"
+    )
+    preloaded = [module for module in fork_server.PRELOADED if module.startswith("prefect")]
+    for env in _listening(folder, *preloaded):
+        own = {"PREFECT_API_URL": "http://127.0.0.1:1/api", "PREFECT_HOME": str(folder)}
+        run = _client({**env, **own}, folder, "settings")
+        assert run.communicate()[0] == f"http://127.0.0.1:1/api {folder} False\n"
 
 
 @pytest.mark.whole  # a process of its own imports PyTorch
