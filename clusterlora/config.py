@@ -70,7 +70,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
         "taste": {
             "name": "taste",
             "minutes": 15,
-            "methods": ["baseline", "unified", "cluster"],
+            "methods": ["baseline", "unified", "cluster", "random_cluster"],
             "data": {"personas": 40, "train": 10, "val": 4, "test": 6},
             "model": {"base": "smollm2-135m"},
             "recipe": {"epochs": 1},
@@ -80,7 +80,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
         "overnight": {
             "name": "overnight",
             "minutes": 480,
-            "methods": ["baseline", "unified", "per_persona", "cluster", "selective_routing"],
+            "methods": ["baseline", "unified", "per_persona", "cluster", "selective_routing", "random_cluster", "swapped_persona"],
             "data": {"personas": 200, "train": 20, "val": 8, "test": 8},
             "model": {"base": "smollm2-135m"},
             "recipe": {"epochs": 2},

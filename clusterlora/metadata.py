@@ -240,7 +240,7 @@ class ImportedScores:
 class MethodScore:
     """A method on the headline metric, in its units: mean over personas with its 95 % interval, and the difference to the reference.
 
-    The difference and its interval are None for the reference itself, and where there is none.
+    The difference, its interval and its outcome are None for the reference itself, and where there is none.
     """
 
     method: str
@@ -252,6 +252,7 @@ class MethodScore:
     ci_high: float | None
     n_personas: int
     n_items: int
+    outcome: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,6 +317,8 @@ class EvaluationRow:
     text: str
     scores: Mapping[str, float]
     seed: int = 0
+    adapters: str = ""
+    """The names of the adapters that answered: people who share them share their luck."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Paired differences between methods, their tests in families, and their outcomes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +24,17 @@ from clusterlora.evaluation.statistics import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """The headline scores of all methods: persona means, bootstrap draws, and persona means by seed; `sign` is -1 if lower is better."""
+    """The headline scores of all methods: persona means, bootstrap draws, and persona means by seed; `sign` is -1 if lower is better.
+
+    `shared` is that of `PairedScores`.
+    """
 
     methods: tuple[str, ...]
     means: Float[np.ndarray, "persona method"]
     draws: Float[np.ndarray, "draw method"]
     by_seed: Float[np.ndarray, "persona method seed"]
     cluster: Int[np.ndarray, " persona"]
+    shared: Mapping[str, tuple[Int[np.ndarray, " persona"], ...]]
     sign: float
     margin: float
 
@@ -38,7 +42,8 @@ class Scored:
     def of(cls, scores: PairedScores, headline: str, draws: Float[np.ndarray, "draw method"], sign: float, margin: float) -> "Scored":
         """Return the scores of the headline metric with their bootstrap draws."""
         by_seed = scores.persona_means_by_seed(headline)
-        return cls(scores.methods, scores.persona_means(headline), draws, by_seed, scores.cluster_of_persona, sign, margin)
+        means, cluster = scores.persona_means(headline), scores.cluster_of_persona
+        return cls(scores.methods, means, draws, by_seed, cluster, scores.shared, sign, margin)
 
     def interval(self, method: str) -> Interval:
         """Return the 95 % interval of a method's mean."""
@@ -58,7 +63,7 @@ class Scored:
         interval = bootstrap_interval(draws, delta, by_seed=by_seed)
         n_wins = int(np.sum(self.sign * delta > RESOLUTION))
         win_interval = wilson_interval(n_wins, len(delta))
-        robust = cluster_robust_interval(delta, self.cluster)
+        robust = cluster_robust_interval(delta, self._groupings(i, j), by_seed)
         # Two one-sided tests at 5 % each are the 90 % interval within the margin (Schuirmann 1987).
         within = bootstrap_interval(draws, delta, level=1 - 2 * SIGNIFICANCE, by_seed=by_seed)
         can_tell = len(delta) > 1 or not draws.std() > RESOLUTION
@@ -78,6 +83,16 @@ class Scored:
             robust_high=robust.high if robust else None,
             by_cluster={int(cluster): float(delta[self.cluster == cluster].mean()) for cluster in np.unique(self.cluster)},
         )
+
+    def _groupings(self, i: int, j: int) -> list[Int[np.ndarray, " persona"]]:
+        """Return how people share what answers them: by cluster, and by the adapters of two methods where that is another grouping."""
+        groupings: dict[tuple[int, ...], Int[np.ndarray, " persona"]] = {}
+        for grouping in (self.cluster, *self.shared[self.methods[i]], *self.shared[self.methods[j]]):
+            # The same groups, numbered as they are first met, are one grouping. Everybody with an adapter alone shares nothing.
+            by_first = {group: number for number, group in enumerate(dict.fromkeys(grouping.tolist()))}
+            if len(by_first) < len(grouping):
+                groupings.setdefault(tuple(by_first[group] for group in grouping.tolist()), grouping)
+        return list(groupings.values())
 
     def _outcome(self, interval: Interval, p_holm: float, *, is_equivalent: bool) -> ShownOutcome:
         low, high = sorted((self.sign * interval.low, self.sign * interval.high))

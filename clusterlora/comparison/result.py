@@ -18,7 +18,7 @@ class PairedDifference:
     """The difference between two methods on the headline metric: method minus other, paired by persona.
 
     `ci_low` and `ci_high` bound the mean difference if personas are independent; `robust_low` and `robust_high` bound it if personas of a
-    cluster are dependent (None with one cluster). `p_holm` is `p` corrected for the number of tests in its family. A
+    cluster, and those whom the same adapters answer, are dependent (None if that is everybody). `p_holm` is `p` corrected for the number of tests in its family. A
     persona is a win when the method is better by more than rounding; `win_low` and `win_high` bound the win rate. `outcome` is better or
     worse when interval and corrected test agree. `detectable` is the smallest gain that a study with this variance, number of
     personas and tests detects with 80 % power; None when it detects none.
@@ -52,6 +52,11 @@ class PairedDifference:
         for number in sorted(range(3), key=lambda number: whole[number] - exact[number])[: 100 - sum(whole)]:
             whole[number] += 1
         return whole[0], whole[1], whole[2]
+
+    @property
+    def may_be_luck(self) -> bool:
+        """Whether the difference may be that of a few adapters' luck: its direction is open if people who share adapters are dependent."""
+        return self.robust_low is not None and self.robust_high is not None and self.robust_low <= 0 <= self.robust_high
 
     @property
     def clusters_disagree(self) -> bool:

@@ -19,7 +19,7 @@ class PairedScores:
     """Scores of all methods on the same items, training seeds averaged; personas sorted by id, the items of a persona adjacent.
 
     `by_seed` has the scores of each training seed. A method without training has the same score under every seed; a missing seed is
-    NaN.
+    NaN. `shared` says, by method and training, which people were answered by the same adapters.
     """
 
     methods: tuple[str, ...]
@@ -29,6 +29,7 @@ class PairedScores:
     cluster_of_persona: Int[np.ndarray, " persona"]
     values: Float[np.ndarray, "item method metric"]
     by_seed: Float[np.ndarray, "item method metric seed"]
+    shared: Mapping[str, tuple[Int[np.ndarray, " persona"], ...]]
     n_personas_left_out: int
 
     def of(self, metric: str) -> Float[np.ndarray, "item method"]:
@@ -93,8 +94,20 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
         cluster_of_persona=np.array([cluster_by_persona[persona_id] for persona_id in persona_ids]),
         values=np.array([[_mean_scores(rows_by_item_by_method[method][item], metrics) for method in methods] for item in items]),
         by_seed=np.array([[_scores_by_seed(rows_by_item_by_method[method][item], metrics, seeds) for method in methods] for item in items]),
+        shared=_shared_adapters(rows, persona_ids),
         n_personas_left_out=len(cluster_by_persona) - len(persona_ids),
     )
+
+
+def _shared_adapters(rows: Sequence[EvaluationRow], persona_ids: Sequence[str]) -> dict[str, tuple[Int[np.ndarray, " persona"], ...]]:
+    """Return, by method, a number per persona for every training: people with the same number were answered by the same adapters."""
+    adapters = {(row.method, row.seed, row.persona_id): row.adapters for row in rows}
+    trainings = sorted({(method, seed) for method, seed, _ in adapters})
+    numbers = {
+        training: np.unique([adapters.get((*training, persona_id), "") for persona_id in persona_ids], return_inverse=True)[1]
+        for training in trainings
+    }
+    return {method: tuple(numbers[one] for one in trainings if one[0] == method) for method in dict(trainings)}
 
 
 def _common_items(rows: Mapping[str, Mapping[ItemKey, Mapping[int, EvaluationRow]]], persona_ids: set[str]) -> list[ItemKey]:

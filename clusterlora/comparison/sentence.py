@@ -95,7 +95,7 @@ def _outcome(comparison: Comparison) -> Iterator[str]:
     elif lead.vs_reference is not None:
         yield (
             f"{name} beats {comparison.reference}: {value}, {format_difference(comparison, lead.vs_reference)}, "
-            f"{shares(lead.vs_reference)}{_robust(comparison, lead.vs_reference)}; {_claim(comparison)}."
+            f"{shares(lead.vs_reference)}{_robust(comparison, lead.vs_reference)}; {_claim(comparison, name)}."
         )
     else:
         yield _best_other(comparison, value)
@@ -114,7 +114,7 @@ def _best_other(comparison: Comparison, value: str) -> str:
         return f"{first}: every other one scores as it does."
     difference = format_difference(comparison, best.vs_reference)
     if _is_winner(best):
-        return f"{best.method} is shown to beat {comparison.reference} ({value}), {difference}."
+        return f"{best.method} is shown to beat {comparison.reference} ({value}), {difference}; {_claim(comparison, best.method)}."
     return f"{first}; the best other, {best.method}, differs by {difference}: {explain(comparison, best.vs_reference)}."
 
 
@@ -160,27 +160,36 @@ def _floor(comparison: Comparison, floor: float) -> str:
     return f"the floor of {_shown(comparison, floor)}, what {METRICS[comparison.headline].floor_is} scores"
 
 
-def _claim(comparison: Comparison) -> str:
-    """Return whether the champion's gain is due to personalisation, which is claimed only if the champion beats its control."""
-    champion = comparison.champion
-    assert champion is not None
-    control = deciding_control(champion)
+def _claim(comparison: Comparison, method: str) -> str:
+    """Return whether a method's gain is due to personalisation, which is claimed only if the method beats its control."""
+    control = deciding_control(method)
     if control is None:
         return "no control of this study tests whether that is because of who the people are"
-    cause, contrast = METHODS[control].cause, comparison.contrast(champion, control)
+    cause, contrast = METHODS[control].cause, comparison.contrast(method, control)
     if contrast is None:
         return f"without the control {control} nothing tests whether that is because {cause}"
-    if contrast.difference.outcome == "better":
+    if _shows_cause(contrast):
         return f"and because {cause}: {_contrast(comparison, contrast)}"
     return f"that this is because {cause} is not shown: {_contrast(comparison, contrast)}"
 
 
 def claims_personalisation(comparison: Comparison) -> bool:
     """Return whether the verdict says that people gain because of who they are."""
-    champion = comparison.champion
-    control = deciding_control(champion) if champion is not None and champion != comparison.reference else None
-    contrast = comparison.contrast(champion, control) if champion is not None and control is not None else None
-    return comparison.has_verdict and contrast is not None and contrast.difference.outcome == "better"
+    method = _winner(comparison)
+    control = deciding_control(method) if method is not None else None
+    contrast = comparison.contrast(method, control) if method is not None and control is not None else None
+    return comparison.has_verdict and contrast is not None and _shows_cause(contrast)
+
+
+def _winner(comparison: Comparison) -> str | None:
+    """Return the method that the verdict says beats the reference, champion or not; None without one."""
+    best = beside_reference(comparison)
+    return best.method if best is not None and _is_winner(best) else None
+
+
+def _shows_cause(contrast: Contrast) -> bool:
+    """Return whether a method beats its control by more than a few adapters' luck may give it."""
+    return contrast.difference.outcome == "better" and not contrast.difference.may_be_luck
 
 
 def _beside(comparison: Comparison) -> Iterator[str]:
@@ -206,9 +215,9 @@ def _mean(result: MethodResult, metric: str) -> str:
 
 def _contrasted(comparison: Comparison) -> Iterator[str]:
     """Yield a sentence per method with contrasts, except the one that the claim is about."""
-    champion = comparison.champion
-    claim = (champion, deciding_control(champion)) if comparison.reference and champion else None
-    for method in dict.fromkeys((champion, *(contrast.method for contrast in comparison.contrasts))):
+    winner = _winner(comparison)
+    claim = (winner, deciding_control(winner)) if winner else None
+    for method in dict.fromkeys((comparison.champion, *(contrast.method for contrast in comparison.contrasts))):
         clauses = [c for c in comparison.contrasts if c.method == method and (c.method, c.other) != claim]
         if clauses:
             first, *rest = (_contrast(comparison, contrast) for contrast in clauses)
@@ -218,7 +227,8 @@ def _contrasted(comparison: Comparison) -> Iterator[str]:
 def _contrast(comparison: Comparison, contrast: Contrast) -> str:
     difference = contrast.difference
     other = METHODS[contrast.other].phrase if contrast.is_control else f"the runner-up {contrast.other}"
-    certainty = "" if difference.outcome in ("better", "worse") else f": {explain(comparison, difference)}"
+    is_shown = difference.outcome in ("better", "worse")
+    certainty = _luck(comparison, difference) if is_shown else f": {explain(comparison, difference)}"
     return f"{contrast.method} {_VERBS[difference.outcome]} {other} ({format_difference(comparison, difference)}{certainty})"
 
 
@@ -277,15 +287,20 @@ def explain(comparison: Comparison, difference: PairedDifference) -> str:
 
 def _robust(comparison: Comparison, difference: PairedDifference) -> str:
     """Return the cluster-robust interval if it includes 0, and the gains by cluster if their signs differ; else an empty string."""
-    metric = METRICS[comparison.headline]
-    words = ""
-    if difference.robust_low is not None and difference.robust_high is not None and difference.robust_low <= 0 <= difference.robust_high:
-        low, high = metric.format(difference.robust_low, signed=True), metric.format(difference.robust_high, signed=True)
-        words = f", though not if the people of a cluster share their luck [{low}, {high}]"
+    metric, words = METRICS[comparison.headline], _luck(comparison, difference)
     if difference.clusters_disagree:
         gains = ", ".join(metric.format(gain, signed=True) for gain in difference.by_cluster.values())
         words += f", by cluster {gains}"
     return words
+
+
+def _luck(comparison: Comparison, difference: PairedDifference) -> str:
+    """Return the interval that holds if people who share adapters share their luck, where it includes 0; else an empty string."""
+    if not difference.may_be_luck or difference.robust_low is None or difference.robust_high is None:
+        return ""
+    metric = METRICS[comparison.headline]
+    low, high = metric.format(difference.robust_low, signed=True), metric.format(difference.robust_high, signed=True)
+    return f", though not if people who share an adapter share its luck [{low}, {high}]"
 
 
 def _cut(comparison: Comparison) -> Iterator[str]:

@@ -123,21 +123,25 @@ def cut_legend(comparison: Comparison) -> str:
     )
 
 
-CONTRAST_NUMERIC = (False, False, False, True, True, True, True, False, True)
+CONTRAST_NUMERIC = (False, False, False, True, True, True, True, False, True, True)
 CLUSTERS_NOTE = (
     "People who share an adapter share its luck. Beside the interval that takes personas as independent stands one that does not (CR2; "
-    "Bell & McCaffrey 2002), and the gain in every cluster."
+    "Bell & McCaffrey 2002), and the gain in every cluster. Personalisation is claimed only outside of it."
 )
 
 
 def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return header and rows of the contrasts with controls and the runner-up; no rows without a verdict."""
     rows = [
-        (contrast.method, contrast.other, "control" if contrast.is_control else "runner-up", *_against(comparison, contrast.difference))
+        (
+            *(contrast.method, contrast.other, "control" if contrast.is_control else "runner-up"),
+            *_against(comparison, contrast.difference),
+            _interval(comparison, contrast.difference.robust_low, contrast.difference.robust_high),
+        )
         for contrast in comparison.contrasts
         if comparison.has_verdict
     ]
-    return ("method", "against", "which is", "difference", *_AGAINST), rows
+    return ("method", "against", "which is", "difference", *_AGAINST, _ROBUST), rows
 
 
 def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -161,7 +165,7 @@ def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[st
         and difference.robust_high is not None
     ]
     clusters = (f"cluster {cluster}" for cluster in comparison.cluster_sizes)
-    return ("method", _versus(comparison), "95% over personas", "95% robust to clusters", *clusters), rows
+    return ("method", _versus(comparison), "95% over personas", _ROBUST, *clusters), rows
 
 
 def _section(words: str, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
@@ -169,7 +173,9 @@ def _section(words: str, header: Sequence[str], rows: Sequence[Sequence[str]], r
     return f"{words}\n\n{markdown_table(header, rows, right=right or (False, *(True for _ in header[1:])))}\n" if rows else ""
 
 
-def _interval(comparison: Comparison, low: float, high: float) -> str:
+def _interval(comparison: Comparison, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "-"
     metric = METRICS[comparison.headline]
     return f"{metric.format(low, signed=True)} to {metric.format(high, signed=True)}"
 
@@ -325,6 +331,7 @@ def marks(comparison: Comparison, method: str) -> str:
     return (" ★" if method == comparison.champion else "") + (" †" if is_cut else "")
 
 
+_ROBUST = "95% robust to shared adapters"
 _AGAINST = ("ci_low", "ci_high", "p_holm", "outcome", "win / tie / loss")
 
 

@@ -171,7 +171,7 @@ def _work_plan(
     keys = cache_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
     answers = answer_settings(study, dataset, revision)
     judged = judged_cluster(clustering.sizes, study.clustering) if GATED in names else None
-    asks = study.gate.above_random_group and judged is not None and RANDOM_PARTITION in names
+    asks = study.gate.above_random_group is not False and judged is not None and RANDOM_PARTITION in names
     group = next(spec.name for spec in seeds[0][RANDOM_PARTITION].adapters if spec.cluster == judged) if asks else None
     init = "unified" if view.cluster_init else "base"
     return WorkPlan(rung, seeds, specs, dict(keys), answers, held_out_plan, judged, group, digest(clustering.members), init)

@@ -33,6 +33,7 @@ def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[E
             text=answer.text,
             scores=dict(answer.scores),
             seed=route.seed,
+            adapters=" + ".join(route.composition.adapter_names),
         )
         for route in routes
         if route.composition in keys

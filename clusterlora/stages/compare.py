@@ -201,6 +201,7 @@ def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:
             ci_high=result.vs_reference.ci_high if result.vs_reference else None,
             n_personas=comparison.n_personas,
             n_items=comparison.n_items,
+            outcome=result.vs_reference.outcome if result.vs_reference else None,
         )
         for result in comparison.methods
     ]

@@ -69,6 +69,10 @@ def test_nothing_is_champion_that_is_not_shown_to_beat_the_base_model(others: Ma
     assert "is not shown to beat the base model without an adapter (" in comparison.sentence
     if others:
         assert "cluster is shown to beat unified (" in comparison.sentence
+        assert "p < 0.001; without the control random_cluster nothing tests whether that is because" in comparison.sentence
+        with_control = compared({"baseline": 0.80, "unified": 0.7, **others, "random_cluster": 0.80}).sentence
+        assert with_control.count("a random partition of the same sizes") == 1, "told once, with the gain that it may explain"
+        assert "; that this is because the people of a cluster are alike is not shown: cluster is " in with_control
     assert compared({"baseline": 0.6, "unified": 0.7, **others}).champion == ("cluster" if others else "unified")
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.result import PairedDifference
-from clusterlora.comparison.sentence import heading
+from clusterlora.comparison.sentence import claims_personalisation, heading
 from clusterlora.comparison.table import console, markdown
 from clusterlora.errors import BadData
 from clusterlora.evaluation.statistics import holm
@@ -231,10 +231,44 @@ def test_dependent_personas_of_a_cluster_widen_the_interval_and_disagreeing_clus
     assert against.by_cluster == pytest.approx(
         {k: comparison.method("cluster").by_cluster[k] - comparison.method("unified").by_cluster[k] for k in gains}
     )
-    assert "though not if the people of a cluster share their luck [-" in comparison.sentence
+    assert "though not if people who share an adapter share its luck [-" in comparison.sentence
     assert f"by cluster {', '.join(f'{100 * gain:+.2f}' for gain in against.by_cluster.values())}" in comparison.sentence
     one_cluster = difference(compared(evaluation({"unified": 0.8, "cluster": 0.8}, (6,))), "cluster")
     assert (one_cluster.robust_low, one_cluster.robust_high) == (None, None)
+
+
+@pytest.mark.whole
+def test_the_luck_of_a_few_adapters_is_no_personalisation():
+    """Both methods are better than unified, and nothing is personal: each adapter has some luck, which its people share."""
+    rng = np.random.default_rng(7)
+    claims = wins = 0
+    for _ in range(60):
+        of_cluster, of_random, draw = rng.normal(0, 0.03, 5), rng.normal(0, 0.03, 5), rng.permutation(np.arange(40) % 5)
+        means = [
+            {"baseline": 0.5, "unified": 0.7, "cluster": 0.74 + of_cluster[p % 5], "random_cluster": 0.74 + of_random[draw[p]]}
+            for p in range(40)
+        ]
+        rows = [
+            EvaluationRow(
+                *(method, f"p{p:02d}", p % 5, f"p{p:02d}/{item}", "", "", ""),
+                {"embedding_similarity": mean + rng.normal(0, 0.02)},
+                adapters={"cluster": f"cluster-{p % 5}", "random_cluster": f"random-{draw[p]}"}.get(method, method),
+            )
+            for p, own in enumerate(means)
+            for item in range(2)
+            for method, mean in own.items()
+        ]
+        comparison = compared(rows, higher_is_better={"embedding_similarity": True}, draws=100)
+        against = comparison.contrast("cluster", "random_cluster")
+        assert against is not None
+        wins += against.difference.outcome == "better"
+        claims += claims_personalisation(comparison)
+        assert claims_personalisation(comparison) == ("; and because" in comparison.sentence)
+        if comparison.champion == "cluster" and against.difference.outcome == "better" and against.difference.may_be_luck:
+            assert "is not shown: cluster beats a random partition" in comparison.sentence
+            assert ", though not if people who share an adapter share its luck [-" in comparison.sentence
+    assert wins > 8, "people alone show a difference that is none"
+    assert claims <= stats.binom.ppf(0.999, 60, 0.025)
 
 
 def test_the_variance_of_training_seeds_is_in_the_interval():

@@ -46,7 +46,8 @@ def test_a_cluster_that_gains_what_random_people_gain_is_refused_though_it_beats
 def test_where_five_points_would_not_be_shown_it_is_not_asked_and_a_note_says_what_would_be() -> None:
     assert "above_random_group" not in criteria(0.05, 0.05, spread=0.2)
     assert "above_random_group" not in criteria(0.05, 0.05, n=1)
-    assert "above_random_group" not in criteria(0.05, 0.05, GateSettings())
+    assert "above_random_group" in criteria(0.05, 0.05, GateSettings())
+    assert "above_random_group" not in criteria(0.05, 0.05, GateSettings(above_random_group=False))
     candidate, group = sides(0.05, spread=0.2), sides(0.05, seed=1, spread=0.2)
     (note,) = judge(*candidate, ASKED, rung="own", adapter="cluster-00", rng=RNG, random_group=group).notes
     assert note.startswith("With 16 personas in the cluster and 16 in the random group a true difference of ")
@@ -104,4 +105,4 @@ def test_asking_without_the_control_is_refused() -> None:
     overrides = {"gate.above_random_group": True, "methods": ["unified", "cluster"]}
     with pytest.raises(BadSettings, match=r"gate\.above_random_group = true: methods do not include random_cluster"):
         resolve("quick", overrides=overrides)
-    assert not resolve("mission").gate.above_random_group
+    assert resolve("quick", overrides={"methods": ["unified", "cluster"]}).gate.above_random_group is None

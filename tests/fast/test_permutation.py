@@ -18,7 +18,7 @@ from clusterlora.data.load import load
 from clusterlora.data.permutation import permuted
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings
-from clusterlora.metadata import ComparisonSummary
+from clusterlora.metadata import ComparisonSummary, MethodScore
 from clusterlora.planning.null_studies import null_studies
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import PermutationRequest
@@ -120,11 +120,23 @@ def outcome(*, claims: bool = False, champion: str | None = "unified", refused: 
     return ComparisonSummary(champion, "Something.", (), gate_refused=refused, claims_personalisation=claims)
 
 
+def test_a_method_that_beats_unified_and_is_no_champion_is_counted_too() -> None:
+    base = MethodScore(
+        method="unified", mean=0.7, mean_low=0.6, mean_high=0.8, difference=None, ci_low=None, ci_high=None, n_personas=9, n_items=9
+    )
+    better = replace(base, method="cluster", difference=0.1, ci_low=0.05, ci_high=0.15, outcome="better")
+    control = replace(better, method="random_cluster")
+    summaries = [ComparisonSummary(None, "Something.", scores) for scores in ((base, better), (base, control), (base,))]
+    rate = null_rate([(f"n{i}", summary) for i, summary in enumerate(summaries)])
+    assert "1 show a method to beat unified" in rate.sentence
+    assert [record["beats_unified"] for record in rate.records] == [True, False, False]
+
+
 def test_the_rate_has_an_interval_and_is_called_too_high_only_when_that_says_so() -> None:
     rate = null_rate([*((f"n{i}", outcome()) for i in range(19)), ("n19", outcome(claims=True, refused=False))])
     assert rate.sentence == (
         "Of 20 studies with permuted labels, in which nothing is personal, 1 claims personalisation (5%, 95 % interval 1% to 24%): not "
-        "shown to be more than the 5% that the tests allow. 0 crown a method over unified, and in 1 no gate refused."
+        "shown to be more than the 5% that the tests allow. 0 show a method to beat unified, and in 1 no gate refused."
     )
     assert ": more than the 5%" in null_rate([(f"n{i}", outcome(claims=i < 6)) for i in range(20)]).sentence
     assert null_rate([("a", outcome())]).sentence.startswith("Of 1 study with")

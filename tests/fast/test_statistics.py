@@ -120,7 +120,7 @@ def test_the_cluster_robust_interval_covers_where_people_of_a_cluster_share_thei
     covered = as_independent = 0
     for _ in range(1000):
         units = rng.normal(0, 0.03, len(sizes))[cluster] + rng.normal(0, 0.05, len(cluster))
-        interval = cluster_robust_interval(units, cluster)
+        interval = cluster_robust_interval(units, [cluster])
         assert interval is not None
         covered += interval.low <= 0 <= interval.high
         half = 1.98 * units.std(ddof=1) / np.sqrt(len(units))
@@ -129,12 +129,41 @@ def test_the_cluster_robust_interval_covers_where_people_of_a_cluster_share_thei
     assert as_independent / 1000 < 0.85
 
 
+def test_the_interval_covers_where_each_of_two_methods_shares_luck_among_groups_of_its_own():
+    rng = np.random.default_rng(5)
+    cluster = np.arange(60) % 5
+    covered = by_clusters_alone = 0
+    for _ in range(400):
+        group = rng.permutation(cluster)
+        units = rng.normal(0, 0.03, 5)[cluster] - rng.normal(0, 0.03, 5)[group] + rng.normal(0, 0.03, 60)
+        both, one = cluster_robust_interval(units, [cluster, group]), cluster_robust_interval(units, [cluster])
+        assert both is not None
+        assert one is not None
+        covered += both.low <= 0 <= both.high
+        by_clusters_alone += one.low <= 0 <= one.high
+    assert covered / 400 > 0.93
+    assert by_clusters_alone / 400 < 0.92
+
+
+def test_the_interval_of_people_who_share_adapters_is_no_narrower_than_that_of_independent_people_and_has_the_seeds_variance():
+    # The clusters' means are equal by luck.
+    units, cluster = np.array([-0.3, 0.3, -0.1, 0.1, -0.2, 0.2]), np.array([0, 0, 1, 1, 2, 2])
+    error, _ = standard_error(units)
+    interval = cluster_robust_interval(units, [cluster])
+    assert interval is not None
+    assert interval.high > 2.57 * error
+    of_seeds = np.column_stack([units - 0.6, units, units + 0.6])
+    with_seeds = cluster_robust_interval(units, [cluster], of_seeds)
+    assert with_seeds is not None
+    assert with_seeds.high > 2 * standard_error(units, of_seeds)[0] > 2 * np.sqrt(0.36 / 3)
+
+
 def test_with_clusters_of_one_size_the_cluster_robust_interval_is_the_t_interval_of_their_means():
     units = np.array([0.1, 0.3, 0.2, 0.6, 0.5, 0.1])
     means = units.reshape(3, 2).mean(axis=1)
     half = 4.302653 * means.std(ddof=1) / np.sqrt(3)
-    assert cluster_robust_interval(units, np.array([7, 7, 1, 1, 4, 4])) == pytest.approx((means.mean() - half, means.mean() + half))
-    assert cluster_robust_interval(units, np.zeros(6, dtype=int)) is None
+    assert cluster_robust_interval(units, [np.array([7, 7, 1, 1, 4, 4])]) == pytest.approx((means.mean() - half, means.mean() + half))
+    assert cluster_robust_interval(units, [np.zeros(6, dtype=int)]) is None
 
 
 @pytest.mark.whole

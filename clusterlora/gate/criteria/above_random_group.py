@@ -14,7 +14,7 @@ def above_random_group(trial: Trial, settings: GateSettings, _rng: np.random.Gen
 
     It is None when the gate does not ask, and where so few people and items show no gain that would matter: then a note says so.
     """
-    if not settings.above_random_group or trial.random_group is None:
+    if settings.above_random_group is False or trial.random_group is None:
         return None
     compared = against_random_group(trial.gains, trial.random_group.gains, trial.metric)
     if not compared.has_power:
