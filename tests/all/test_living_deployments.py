@@ -15,11 +15,10 @@ from tests.fixtures.shells import Home, wait_for
 pytestmark = [pytest.mark.timeout(1500)]
 
 STUDY = """
-methods = ["baseline", "unified", "cluster"]
+methods = ["baseline", "unified"]
 data = {train = 3, val = 1, test = 2, source = "table", path = "people.jsonl", on_misfit = "warn"}
 recipe = {rank = 4, epochs = 8, learning_rate = 1e-2}
 clustering = {k = 2, sizes = [4, 4]}
-gate = {ladder = [], on_failure = "continue"}
 evaluation = {max_new_tokens = 16, bootstrap_draws = 100}
 model = {base = "homelm", system_prompt = "You are a smart home assistant."}
 runtime.shards = 1

@@ -28,11 +28,10 @@ from tests.fixtures.shells import Home, wait_for
 pytestmark = [pytest.mark.timeout(1500)]
 
 STUDY = """
-methods = ["baseline", "unified", "cluster"]
+methods = ["baseline", "unified"]
 data = {train = 1, val = 1, test = 1, synthetic = {cluster_sizes = [2, 2], dialogues = 3}}
 recipe.epochs = 1
 clustering = {k = 2, sizes = [2, 2], min_size = 1}
-gate = {ladder = [], on_failure = "continue"}
 evaluation = {max_new_tokens = 4, bootstrap_draws = 100}
 runtime.shards = 1
 """
@@ -108,7 +107,7 @@ def test_of_two_studies_in_two_shells_the_first_to_finish_stops_nothing_and_the_
     assert story.left_by_two == []
     for name in ("one", "two"):
         study = story.home.does("study", "status", name)
-        assert (study["status"], study["adapters"]) == ("finished", 3)
+        assert (study["status"], study["adapters"]) == ("finished", 1)
         assert study["conclusion"]
 
 
