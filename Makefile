@@ -101,6 +101,7 @@ $(VENV)/.bench-installed: $(INSTALLED) benchmarks/requirements.lock
 # make results SHAKESPEARE=plays.jsonl SIGNAL="dialogues.jsonl more.jsonl"
 results: $(INSTALLED)  ## docs/results.md from studies of all methods and 40 nulls, four hours on two idle cores
 	$(BIN)/clusterlora study run --preset mission --config docs/results.toml --controls --no-wait
+	$(BIN)/clusterlora study run --preset quick --config docs/nulls.toml --no-wait
 	$(BIN)/clusterlora study permute --preset quick --config docs/nulls.toml --times 40
 	$(if $(SHAKESPEARE),$(BIN)/clusterlora models fetch smollm2-135m)
 	$(if $(SHAKESPEARE),$(BIN)/clusterlora study run --config docs/shakespeare.toml --data $(SHAKESPEARE) --controls --no-wait)

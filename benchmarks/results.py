@@ -20,7 +20,7 @@ from clusterlora.errors import BadData, ClusterLoraError
 from clusterlora.evaluation.markdown import cell, markdown_table
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import markdown as verdict_markdown
-from clusterlora.metadata import Provenance, TruthAgreement
+from clusterlora.metadata import ComparisonSummary, Provenance, TruthAgreement
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import markdown as signal_markdown
 from clusterlora.planning.cut import studied_dataset
@@ -132,13 +132,27 @@ def section(study: Study, summary: Document, stores: Stores) -> str:
 
 
 def permuted(name: str, stores: Stores) -> str:
-    """Return the section on studies in which nothing is personal."""
+    """Return the section on studies in which nothing is personal, beside the study that they permute, if that was run."""
     path = stores.folder(name) / "results" / "null.md"
     if not path.is_file():
         raise BadData(f"study {name} has no {path.name} in {path.parent}; run: clusterlora study permute --name {name}")
     first = stores.studies.study(f"{name}-null-01")
     rate = path.read_text(encoding="utf-8")
-    return "\n".join((f"## {name}: nothing is personal\n", "\n".join(setting(first, stores)) + "\n", rate))
+    exists = name in {known for known, _, _ in stores.studies.studies()}
+    own = stores.studies.metadata(name, ComparisonSummary) if exists else None
+    beside = [] if own is None else [_unpermuted(own)]
+    return "\n".join((f"## {name}: nothing is personal\n", "\n".join(setting(first, stores)) + "\n", *beside, rate))
+
+
+def _unpermuted(summary: ComparisonSummary) -> str:
+    """Return what the study says whose dialogues were not exchanged: whether what is planted there could be found at all."""
+    found = (
+        "It claims personalisation, so that such studies do find it."
+        if summary.claims_personalisation
+        else "It claims no personalisation either: it is too small to find what is planted, so that the rate below says how often such a "
+        "study is wrong, and not how often it is right."
+    )
+    return f"The same study with everybody's own dialogues says: *{summary.sentence}* {found}\n"
 
 
 def unstudied(file: str) -> str:

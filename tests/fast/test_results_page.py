@@ -74,6 +74,11 @@ def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(store
     assert "Equivalent to unified within 1.00: cluster (" in two
     assert "- 20 people, invented" in null
     assert "Of 40 studies with permuted labels, in which nothing is personal, 0 claim personalisation" in null
+    assert "with everybody's own dialogues" not in null, "that study was not run"
+    finished("nulls", {"baseline": 0.40, "unified": 0.60, "cluster": 0.75}, stores)
+    stores.studies.save_metadata("nulls", ComparisonSummary("cluster", "cluster beats unified: and so on."))
+    again = results.write(["one", "two"], [], ["nulls"], stores, tmp_path / "docs").read_text(encoding="utf-8")
+    assert "The same study with everybody's own dialogues says: *cluster beats unified: and so on.* It claims no" in again
     other = results.write(["two"], [], [], stores, tmp_path / "docs").read_text(encoding="utf-8")
     assert other == page, "what is not made anew stays, in its place"
     assert two.count("**not met**") >= 4, "neither better than unified, nor above 83 %, 70 % or 86 %"
