@@ -80,7 +80,7 @@ def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(store
     again = results.write(["one", "two"], [], ["nulls"], stores, tmp_path / "docs").read_text(encoding="utf-8")
     assert "The same study with everybody's own dialogues says: *cluster beats unified: and so on.* It claims no" in again
     other = results.write(["two"], [], [], stores, tmp_path / "docs").read_text(encoding="utf-8")
-    assert other == page, "what is not made anew stays, in its place"
+    assert other == again, "what is not made anew stays, in its place"
     assert two.count("**not met**") >= 4, "neither better than unified, nor above 83 %, 70 % or 86 %"
 
 
