@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from clusterlora.comparison.champion import choose_champion, find_obstacles
 from clusterlora.comparison.differences import Scored
@@ -81,7 +81,8 @@ def compare_methods(
         no_champion=no_champion,
         obstacles=obstacles,
         same_answers=same_answers,
-        oracle=_cross_fitted_best(scores, scores.of(headline), sign),
+        oracle=_oracle(scores, headline, sign),
+        n_with_one_dialogue=int(np.sum(~_has_two_dialogues(scores))),
         ceiling=ceiling,
         floor=floor,
         floor_same_prompt=floor_same_prompt,
@@ -245,25 +246,32 @@ def _routing(scores: PairedScores, headline: str, routed: str, sign: float) -> R
     return RoutingBrackets(method=routed, random=random, oracle=_cross_fitted_best(scores, scores.of(headline)[:, choosable], sign))
 
 
-def _cross_fitted_best(scores: PairedScores, values: Float[np.ndarray, "item choice"], sign: float) -> float:
-    """Return the mean over personas of their best column, picked on one half of the items and scored on the other, averaged both ways.
+def _oracle(scores: PairedScores, headline: str, sign: float) -> float:
+    """Return the cross-fitted best of the methods that can win and of the base model; a control is never served."""
+    candidates = [column for column, method in enumerate(scores.methods) if not is_control(method)]
+    return _cross_fitted_best(scores, scores.of(headline)[:, candidates], sign)
 
-    Picking and scoring on the same items is biased upwards (Cawley & Talbot 2010). A persona with a single item cannot be split and
-    counts with the mean of all columns.
+
+def _cross_fitted_best(scores: PairedScores, values: Float[np.ndarray, "item choice"], sign: float) -> float:
+    """Return the mean over personas of their best column: each half of a persona's dialogues scored by the column picked on the other.
+
+    Picking and scoring on the same items is biased upwards (Cawley & Talbot 2010), and so is picking on one turn of a dialogue and
+    scoring on another, which share its luck. A persona with a single dialogue cannot be split and counts with the mean of all columns.
     """
-    first_item = np.cumsum(scores.n_items) - scores.n_items
-    odd = (np.arange(len(values)) - first_item[scores.persona]) % 2 == 1
-    means = scores.means_of(values)
-    best = means.mean(axis=1)
-    splittable = np.flatnonzero(scores.n_items > 1)
-    halves = [_persona_means(values[half], scores.persona[half], len(means))[splittable] for half in (~odd, odd)]
-    picked = [np.argmax(sign * half, axis=1)[:, None] for half in halves]
-    scored = [np.take_along_axis(half, pick, axis=1)[:, 0] for half, pick in zip(halves, picked[::-1], strict=True)]
-    best[splittable] = (scored[0] + scored[1]) / 2
+    is_odd = scores.dialogue % 2 == 1
+    sums = [_persona_sums(values[half], scores.persona[half], len(scores.persona_ids)) for half in (~is_odd, is_odd)]
+    picked = [np.argmax(sign * half, axis=1)[:, None] for half in sums]
+    crossed = sum(np.take_along_axis(half, pick, axis=1)[:, 0] for half, pick in zip(sums, picked[::-1], strict=True))
+    best = np.where(_has_two_dialogues(scores), crossed / scores.n_items, scores.means_of(values).mean(axis=1))
     return float(best.mean())
 
 
-def _persona_means(values: Float[np.ndarray, "item choice"], persona: np.ndarray, n_personas: int) -> Float[np.ndarray, "persona choice"]:
+def _has_two_dialogues(scores: PairedScores) -> Bool[np.ndarray, " persona"]:
+    """Return for whom there are two dialogues or more, which can be halved."""
+    return np.bincount(scores.persona, weights=scores.dialogue) > 0
+
+
+def _persona_sums(values: Float[np.ndarray, "item choice"], persona: np.ndarray, n_personas: int) -> Float[np.ndarray, "persona choice"]:
     sums = np.zeros((n_personas, values.shape[1]))
     np.add.at(sums, persona, values)
-    return sums / np.maximum(np.bincount(persona, minlength=n_personas), 1)[:, None]
+    return sums

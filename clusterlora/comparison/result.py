@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clusterlora.errors import counted
 from clusterlora.evaluation.cut import CutAnswers
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.shown import ShownExchanges
@@ -83,7 +84,7 @@ class NoChampion:
 class RoutingBrackets:
     """Bounds of a method that routes to the others: `random` is the expected score of a random choice, `oracle` that of a perfect one.
 
-    Both are means over personas of the headline metric; the oracle picks each persona's best method on one half of the items and is
+    Both are means over personas of the headline metric; the oracle picks each persona's best method on one half of their dialogues and is
     scored on the other half. Controls cannot be chosen.
     """
 
@@ -134,8 +135,8 @@ class Contrast:
 class Comparison:
     """All methods on identical items, the best first. The headline decides; the metrics `beside` it are compared in the same way and told.
 
-    Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, picked on one half of its items and
-    scored on the other; `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
+    Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, controls excluded, picked on one half of
+    its dialogues and scored on the other, where `n_with_one_dialogue` people have no halves and count with the mean of the methods; `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
     persona's reference or, of a likelihood, that of a uniform guess, `floor_same_prompt` that of another persona's reference for the most
     similar prompt. `routing` is None without a routing method or without methods to choose from. `contrasts` compare the champion and
     `cluster` with the controls that took part, and the champion with the runner-up. Differences below `margin` count as equivalent.
@@ -178,6 +179,9 @@ class Comparison:
     obstacles: Mapping[str, NoChampion] = field(default_factory=dict[str, NoChampion])
     """By method: the first thing that every champion must have and this method lacks."""
 
+    n_with_one_dialogue: int = 0
+    """People whose test items are all of one dialogue."""
+
     tuning: str | None = None
     """A sentence on what the methods were tuned by; None where none was."""
 
@@ -189,6 +193,14 @@ class Comparison:
     def lead(self) -> str | None:
         """The champion, else the reference: what the others are measured by; None without either."""
         return self.champion or self.reference
+
+    @property
+    def oracle_is(self) -> str:
+        """What the oracle is, as a phrase, with how many people have no halves to pick and to score on."""
+        n = self.n_with_one_dialogue
+        has = "has one test dialogue and counts" if n == 1 else "have one test dialogue and count"
+        undivided = f"; {n} of {counted(self.n_personas, 'persona')} {has} with the mean of the methods" if n else ""
+        return f"each persona's best method, picked on half of its test dialogues and scored on the others{undivided}"
 
     @property
     def has_verdict(self) -> bool:

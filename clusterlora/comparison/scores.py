@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clusterlora.errors import BadData
-from clusterlora.values import EvaluationRow
+from clusterlora.values import EvaluationRow, dialogue_of
 
 ItemKey = tuple[str, str]
 """(persona id, item id)."""
@@ -18,6 +18,7 @@ ItemKey = tuple[str, str]
 class PairedScores:
     """Scores of all methods on the same items, training seeds averaged; personas sorted by id, the items of a persona adjacent.
 
+    `dialogue` numbers each persona's dialogues from 0: items of one dialogue depend on each other.
     `by_seed` has the scores of each training seed. A method without training has the same score under every seed; a missing seed is
     NaN. `shared` says, by method and training, which people were answered by the same adapters.
     """
@@ -26,6 +27,7 @@ class PairedScores:
     metrics: tuple[str, ...]
     persona_ids: tuple[str, ...]
     persona: Int[np.ndarray, " item"]
+    dialogue: Int[np.ndarray, " item"]
     cluster_of_persona: Int[np.ndarray, " persona"]
     values: Float[np.ndarray, "item method metric"]
     by_seed: Float[np.ndarray, "item method metric seed"]
@@ -91,6 +93,7 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
         metrics=tuple(metrics),
         persona_ids=persona_ids,
         persona=np.array([index_of_persona[persona_id] for persona_id, _ in items]),
+        dialogue=_dialogue_numbers(items),
         cluster_of_persona=np.array([cluster_by_persona[persona_id] for persona_id in persona_ids]),
         values=np.array([[_mean_scores(rows_by_item_by_method[method][item], metrics) for method in methods] for item in items]),
         by_seed=np.array([[_scores_by_seed(rows_by_item_by_method[method][item], metrics, seeds) for method in methods] for item in items]),
@@ -128,6 +131,14 @@ def _common_items(rows: Mapping[str, Mapping[ItemKey, Mapping[int, EvaluationRow
                 f"{every_item[0][1]!r} of {every_item[0][0]!r}; evaluate {method} again"
             )
     return every_item
+
+
+def _dialogue_numbers(items: Sequence[ItemKey]) -> Int[np.ndarray, " item"]:
+    number_by_persona: dict[str, dict[str, int]] = defaultdict(dict)
+    for persona_id, item_id in items:
+        numbers = number_by_persona[persona_id]
+        numbers.setdefault(dialogue_of(item_id), len(numbers))
+    return np.array([number_by_persona[persona_id][dialogue_of(item_id)] for persona_id, item_id in items])
 
 
 def _mean_scores(row_by_seed: Mapping[int, EvaluationRow], metrics: Sequence[str]) -> list[float]:

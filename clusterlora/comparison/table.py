@@ -185,7 +185,7 @@ def reference_points(comparison: Comparison) -> list[tuple[str, str, float]]:
     points: list[tuple[str, str, float | None]] = [
         ("floor", METRICS[comparison.headline].floor_is, comparison.floor),
         ("same-prompt floor", "another persona's reference for the most similar prompt", comparison.floor_same_prompt),
-        ("oracle", "each persona's best method, picked on half of these items and scored on the other half", comparison.oracle),
+        ("oracle", comparison.oracle_is, comparison.oracle),
         ("ceiling", "each item's best method, picked on these items", comparison.ceiling),
     ]
     if routing := comparison.routing:
@@ -193,7 +193,7 @@ def reference_points(comparison: Comparison) -> list[tuple[str, str, float]]:
             ("random routing", f"what {routing.method} would score by choosing blindly", routing.random),
             (
                 "oracle routing",
-                f"what {routing.method} would score by choosing each persona's best on half of these items, on the other half",
+                f"what {routing.method} would score by choosing each persona's best on half of its test dialogues, on the others",
                 routing.oracle,
             ),
         ]
@@ -275,6 +275,7 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "headline": comparison.headline,
         "reference": comparison.reference,
         "oracle": comparison.oracle,
+        "n_with_one_dialogue": comparison.n_with_one_dialogue,
         "ceiling": comparison.ceiling,
         "floor": comparison.floor,
         "floor_same_prompt": comparison.floor_same_prompt,

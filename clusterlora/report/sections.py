@@ -36,11 +36,7 @@ def verdict(data: ReportData) -> str:
         _champion(comparison),
         _lead(comparison),
         ("personas", f"{comparison.n_personas}", f"{n_left_out} left out" if n_left_out else counted(comparison.n_items, "test item")),
-        (
-            "oracle",
-            metric.format(comparison.oracle) + unit,
-            "each persona's best method, picked on half of these items, scored on the rest",
-        ),
+        ("oracle", metric.format(comparison.oracle) + unit, comparison.oracle_is),
     ]
     if comparison.floor is not None:
         numbers.append(("floor", metric.format(comparison.floor) + unit, f"what {metric.floor_is} scores"))

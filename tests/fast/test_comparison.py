@@ -13,7 +13,10 @@ from scipy import stats
 from clusterlora.comparison.table import markdown
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.methods import controls
+from clusterlora.values import EvaluationRow
 from tests.fixtures.comparison import FIVE, METRIC_DIRECTIONS, compared, cross_fitted, evaluation
+
+HEADLINE = "embedding_similarity"
 
 
 def test_every_number_agrees_with_an_independent_recomputation():
@@ -155,6 +158,65 @@ def test_the_oracle_is_not_better_than_every_method_by_picking_on_the_items_it_i
         if r.method in ("hybrid", "unified")
     ]
     assert compared(planted).oracle == pytest.approx(0.9), "who is served best by what is found where it is so"
+
+
+def in_dialogues(n_turns: int, *, n_dialogues: int = 4, n_personas: int = 40, luck: float = 0.1) -> list[EvaluationRow]:
+    """Rows of methods that are all alike: each is lucky or not with a dialogue, and its turns share that."""
+    rng = np.random.default_rng(n_turns)
+    methods = ("baseline", "unified", "cluster", "per_persona", "hybrid", "prefix", "merge", "selective_routing")
+    return [
+        EvaluationRow(m, f"p{p:02d}", p % 4, f"d{d}#{2 * t + 1}", "", "", "", {HEADLINE: 0.7 + of_dialogue + rng.normal(0, 0.02)})
+        for p in range(n_personas)
+        for d in range(n_dialogues)
+        for m in methods
+        for of_dialogue in [rng.normal(0, luck)]
+        for t in range(n_turns)
+    ]
+
+
+@pytest.mark.parametrize("n_turns", [2, 4])
+def test_the_oracle_does_not_pick_by_the_turns_of_a_dialogue_that_it_is_scored_on(n_turns: int) -> None:
+    comparison = compared(in_dialogues(n_turns), higher_is_better={HEADLINE: True}, draws=50)
+    # The luckiest of eight methods lies 0.07 above the truth for a person; the mean of 40 people has a standard error of 0.008.
+    assert comparison.oracle == pytest.approx(0.7, abs=0.035)
+    assert comparison.routing is not None
+    assert comparison.routing.oracle == pytest.approx(0.7, abs=0.035)
+    assert "test dialogue and" not in comparison.oracle_is
+
+
+def test_no_turn_of_a_dialogue_is_scored_by_what_was_picked_on_another_of_it() -> None:
+    # What is right of one dialogue is wrong of the other, so what is picked on either never is.
+    right = {"d0#1": "cluster", "d0#3": "cluster", "d0#5": "cluster", "d1#1": "unified"}
+    rows = [
+        EvaluationRow(m, f"p{p}", 0, item, "", "", "", {HEADLINE: float(m == of_item)})
+        for p in range(6)
+        for item, of_item in right.items()
+        for m in ("unified", "cluster")
+    ]
+    assert compared(rows, higher_is_better={HEADLINE: True}, draws=50).oracle == 0
+
+
+def test_the_oracle_is_of_what_can_be_served_and_one_method_alone_is_its_own() -> None:
+    rows = evaluation({"baseline": 0.6, "unified": 0.7, "cluster": 0.7})
+    without = compared(rows)
+    assert compared(rows + evaluation({"random_cluster": 0.95, "swapped_persona": 0.9})).oracle == pytest.approx(without.oracle)
+    uneven = [row for row in in_dialogues(3) if row.method == "unified" and not row.item_id.startswith("d1#5")]
+    alone = compared(uneven, higher_is_better={HEADLINE: True}, draws=50)
+    assert alone.oracle == pytest.approx(alone.methods[0].means[HEADLINE]), "halves of several sizes count by their items"
+
+
+def test_people_with_one_dialogue_count_with_the_mean_of_the_methods_and_it_is_said() -> None:
+    rows = [
+        EvaluationRow(m, f"p{p}", 0, f"d{d}#{turn}", "", "", "", {HEADLINE: value})
+        for p, n_dialogues in enumerate((1, 1, 2, 2, 2, 2))
+        for d in range(n_dialogues)
+        for turn in (1, 3)
+        for m, value in (("unified", 0.5), ("cluster", 0.9))
+    ]
+    comparison = compared(rows, higher_is_better={HEADLINE: True}, draws=50)
+    assert comparison.oracle == pytest.approx((2 * 0.7 + 4 * 0.9) / 6)
+    assert comparison.n_with_one_dialogue == 2
+    assert comparison.oracle_is.endswith("; 2 of 6 personas have one test dialogue and count with the mean of the methods")
 
 
 def test_the_normalised_score_is_0_at_the_floor_and_1_at_the_ceiling():
