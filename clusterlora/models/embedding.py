@@ -61,7 +61,17 @@ EMBEDDING_MODELS: Catalog[Callable[[], Path]] = Catalog("embedding model", {"min
 """Embedding models that need no hub, by name: functions that return the folder of checked weights."""
 
 
-ENGLISH = frozenset({"minilm"})
+ENGLISH = frozenset(
+    {
+        "minilm",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "sentence-transformers/all-MiniLM-L12-v2",
+        "sentence-transformers/all-mpnet-base-v2",
+        "BAAI/bge-small-en-v1.5",
+        "BAAI/bge-base-en-v1.5",
+        "BAAI/bge-large-en-v1.5",
+    }
+)
 """Embedding models that know English only."""
 
 

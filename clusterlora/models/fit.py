@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from clusterlora.chat.encoder import TokenSequence
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import BaseModel
 from clusterlora.models.embedding import ENGLISH, embedding_folder
+from clusterlora.models.language import languages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,13 +27,11 @@ _WORSE, _HARDLY_BETTER = 1.05, 0.9
 weights lies at 1; homelm on anything but its own kind of talk at 1.2 to 1.5; SmolLM2 on English and Chinese at 0.2 to 0.5."""
 _MANY_UNKNOWN, _SOME_UNKNOWN = 0.2, 0.02
 _LITTLE_ENGLISH = 0.05
-"""Share of common English words below which a text is not English: 0.16 to 0.23 in English data, 0 to 0.02 in ten other languages."""
+"""Share of common English words below which answers are not English."""
+_SOME_FOREIGN = 0.1
+"""Share of answers in another language that is worth a warning."""
 _LONGEST = 1024
 
-_COMMON_ENGLISH = frozenset(
-    "the and you that with have not this but are they my if your what there out up get just like from about".split()  # noqa: SIM905
-)
-"""Those that are not common in other languages: `in` and `was` are German, too, `a` and `no` Romance, `to` and `i` Slavic."""
 MULTILINGUAL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 """A multilingual embedding model of the default's family, of fifty languages."""
 
@@ -130,8 +128,7 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
     ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
     n_tokens = sum(map(len, ids))
     unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / n_tokens if n_tokens and tokenizer.unk_token_id is not None else 0.0
-    words = [word for answer in answers for word in re.findall(r"\w+", answer.lower())]
-    english = sum(word in _COMMON_ENGLISH for word in words) / len(words) if words else 1.0
+    spoken = languages(answers)
     refusals: list[str] = []
     warnings: list[str] = []
     if unknown > _SOME_UNKNOWN:
@@ -139,10 +136,15 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
             f"embedding model {name} does not know {unknown:.0%} of the tokens in a sample of {len(answers)} answers, so different answers "
             f"look alike to it; {fix}"
         )
-    elif name in ENGLISH and english < _LITTLE_ENGLISH:
+    elif name in ENGLISH and spoken.english_words is not None and spoken.english_words < _LITTLE_ENGLISH:
         warnings.append(
-            f"embedding model {name} knows English, and {english:.0%} of the words in a sample of {len(answers)} answers are common "
-            f"English ones, where English has 15 to 25%; {fix}"
+            f"embedding model {name} knows English, and {spoken.english_words:.0%} of the words in a sample of {len(answers)} answers are "
+            f"common English ones, where English has 15 to 25%; {fix}"
+        )
+    elif name in ENGLISH and spoken.n_foreign and spoken.n_foreign >= _SOME_FOREIGN * spoken.n_told:
+        warnings.append(
+            f"embedding model {name} knows English, and {spoken.n_foreign} of a sample of {spoken.n_told} answers that are long enough to "
+            f"tell are in another language, in which different answers look alike to it; {fix}"
         )
     limit = _max_tokens(folder)
     if limit is not None and (n_too_long := sum(len(row) > limit for row in ids)):

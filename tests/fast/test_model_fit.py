@@ -1,6 +1,7 @@
 """Before anything is trained a study says whether its models know the language of its people."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,16 @@ from clusterlora.data.load import load
 from clusterlora.errors import BadSettings
 from clusterlora.metadata import DataWarnings
 from clusterlora.models.base import HOMELM_FOLDER, usable_base
-from clusterlora.models.fit import base_findings, embedding_findings
+from clusterlora.models.embedding import minilm_folder
+from clusterlora.models.fit import MULTILINGUAL, Findings, base_findings, embedding_findings
+from clusterlora.models.language import languages
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
 from clusterlora.stages.model_fit import findings
 from clusterlora.stages.persona_signal import signal_of_data
 from clusterlora.stages.prepare import as_prepared, prepare_study
+from tests.fixtures.languages import LANGUAGES
 from tests.fixtures.stages import Notes
 
 ENGLISH = "It is the best that we have, and I was there with you for all of it in number {}."
@@ -112,6 +116,60 @@ def test_nothing_is_said_about_english_people_and_synthetic_ones(stores: Stores,
 )
 def test_short_words_that_english_shares_make_no_other_language_english(answer: str) -> None:
     assert "minilm knows English" in embedding_findings("minilm", [answer] * 4, is_headline=False).warnings[0]
+
+
+PROSE = (
+    "The lights in the living room are on, and I have set them to a warm tone for you.",
+    "I have turned the heating down to nineteen degrees, so that you can sleep well.",
+    "Your alarm is set for seven in the morning, just like you asked me.",
+    "I will play some quiet music from the list that you made last week.",
+    "The door is locked and the curtains are closed. What else can I do for you?",
+    "There is no milk left, but I have added it to your shopping list.",
+)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("n_english", [2, 3, 6], ids=["most", "half", "a third"])
+def test_data_of_two_languages_are_told_if_the_model_knows_one_of_them(language: str, n_english: int) -> None:
+    foreign = LANGUAGES[language]
+    found = embedding_findings("minilm", [*PROSE[:n_english], *foreign], is_headline=True)
+    (sentence,) = (*found.refusals, *found.warnings)
+    assert f"use a multilingual one such as --set model.embedding={MULTILINGUAL}" in sentence
+    assert not embedding_findings("minilm", PROSE[:n_english], is_headline=True).warnings
+
+
+def test_a_second_language_counts_from_a_tenth_of_the_answers() -> None:
+    found = languages([*PROSE * 3, *LANGUAGES["German"][:2]])
+    assert (found.n_foreign, found.n_told) == (2, 20)
+    (sentence,) = embedding_findings("minilm", [*PROSE * 3, *LANGUAGES["German"][:2]], is_headline=True).warnings
+    assert "2 of a sample of 20 answers that are long enough to tell are in another language" in sentence
+    assert not embedding_findings("minilm", [*PROSE * 4, *LANGUAGES["German"][:2]], is_headline=True).warnings
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("ok", "done", "22", "yes", "no", "on", "Ja.", "Sì!"),
+        (*PROSE, "ok", "done", "22", "yes", "no", "on"),
+        ("def f(x): return x + 1", "for i in range(10): print(i)", "SELECT name FROM users WHERE id = 3", "let α = β * γ", "return -x") * 4,
+        (*PROSE, "Zoë Müller, José Ibáñez, Łukasz Żak and Søren Ångström", "Las Vegas, Los Angeles, San José, El Paso, La Paz, Den Haag"),
+        (
+            *PROSE,
+            "A naïve façade: the Café de la Paix has crème brûlée, and that is all that there is.",
+            "Ada Lovelace, Dan Brown, Van Morrison",
+        ),
+        (*PROSE, "Certainly, Dr. van der Berg.", "La dolce vita!", "Voilà!"),
+    ],
+    ids=["too short", "short among others", "code", "names", "loanwords", "phrases"],
+)
+def test_english_with_names_and_code_and_answers_too_short_to_tell_say_nothing(answers: Sequence[str]) -> None:
+    assert embedding_findings("minilm", answers, is_headline=True) == Findings()
+
+
+def test_nothing_is_said_of_a_second_language_that_a_multilingual_model_may_know(tmp_path: Path) -> None:
+    folder = tmp_path / "multilingual"
+    shutil.copytree(minilm_folder(), folder)
+    assert embedding_findings(str(folder), [*PROSE, *LANGUAGES["German"]], is_headline=True) == Findings()
 
 
 def test_another_language_in_latin_letters_and_texts_that_are_too_long_are_told() -> None:
