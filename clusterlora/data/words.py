@@ -1,7 +1,9 @@
 """Word tokenisation, shared by all metrics that count words."""
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 _UNSEGMENTED = (
     "\u0e00-\u0eff"  # Thai, Lao
@@ -11,26 +13,61 @@ _UNSEGMENTED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 """Scripts that are written without spaces between words."""
-_OPERATOR = (
-    r"[+*=<>&|^~@#$\\{}\[\]¬±×÷\u2190-\u22ff]"
-    r"|!=|(?<!\w)!(?=[\w(])"
-    r"|(?<!\w)-(?=[\w(])|(?<=[\d)\]]\s)-(?=\s)|-(?=\s[\d(])|(?<=\b\w\s)-(?=\s\w\b)|-(?=[=>])|(?<=<)-"  # no hyphen or dash
-    r"|(?<!\w)/|/(?!\w)"  # not in and/or
-    r"|(?<!\d)(?<!\d\s)%"  # not in 40 %
-)
-"""What code and formulas consist of beside names and numbers; the punctuation of sentences is not among it."""
-_WORD = re.compile(rf"(?=[^\W_])[{_UNSEGMENTED}]|(?:(?![{_UNSEGMENTED}])[^\W_])+|(?:{_OPERATOR})+")
+_SYMBOL = r"[+*=<>&|^~@#$\\{}\[\]¬±×÷\u2190-\u22ff]|!="
+_CODE = re.compile(r"```.*?(?:```|\Z)|(?<!`)`[^`\s][^`\n]*`(?!`)|^[^\n]*=[^\n]*", re.DOTALL | re.MULTILINE)
+"""What is certainly code: between backticks, and a line with an equals sign."""
+_JOINERS = "\u200c\u200d"
+"""Zero-width characters within words of Persian and of Indian scripts."""
 
 
 def words(text: str) -> list[str]:
     """Return the lower-case words and the operators of a text; of scripts that do not separate words, the characters.
 
-    Between spaces a whole Chinese sentence would be one word, so that two sentences overlap entirely or not at all. Characters as
-    tokens: sacreBLEU's `zh` tokeniser (Post 2018, arXiv 1804.08771), here for the other such scripts, too. Without operators `x + 1` would
-    equal `x - 1`; adjacent ones are one word, as in `!=` or `->`. Hyphens, slashes and percent signs of prose, and the punctuation of
-    sentences, are no words.
+    Combining marks stay with their letter: without them the Hindi words for `of`, feminine and masculine, are equal. Between spaces a whole
+    Chinese sentence would be one word, so that two sentences overlap entirely or not at all. Characters as tokens: sacreBLEU's `zh`
+    tokeniser (Post 2018, arXiv 1804.08771), here for the other such scripts, too.
+
+    Without operators `x + 1` would equal `x - 1`; adjacent ones are one word, as in `!=` or `->`. Hyphens, slashes and percent signs of
+    prose, and the punctuation of sentences, are no words. A hyphen or slash without spaces is an operator between single small letters, or
+    one and a number (`x-1`, `a/b`), and everywhere in code (`total-count`, `10/2`): between backticks, or in a line with an equals sign.
+
+    A tokeniser of its own, because those of NLTK and sacreBLEU make words of the punctuation of sentences and know no code, and
+    rouge-score's, to which this one is equal on plain English, knows ASCII only.
     """
-    return _WORD.findall(text.lower())
+    text = unicodedata.normalize("NFC", text)
+    of_prose, of_code = _patterns("" if text.isascii() else _marks())
+    tokens: list[str] = []
+    end = 0
+    for code in _CODE.finditer(text) if "=" in text or "`" in text else ():
+        tokens += of_prose.findall(text, end, code.start())
+        tokens += of_code.findall(text, code.start(), code.end())
+        end = code.end()
+    tokens += of_prose.findall(text, end)
+    return [token.lower() for token in tokens]
+
+
+@cache
+def _patterns(marks: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return the patterns of a token in prose and in code, for texts with these marks."""
+    letter, of_word = rf"[^\W_][{marks}]*" if marks else r"[^\W_]", rf"[\w{marks}]"
+    word = rf"(?=[{_UNSEGMENTED}]){letter}|(?:(?![{_UNSEGMENTED}]){letter})+"
+    bang = rf"(?<!{of_word})!(?=[\w(])"
+    prose = (
+        rf"{_SYMBOL}|{bang}"
+        r"|(?<=\b[b-z])--(?=\s*(?:\Z|[;,)\]=+*/<>&|]))|(?<![\w,:-])(?<!\w\s)--(?=[a-z]\b(?!\s+\w|'))"  # not -- as a dash
+        rf"|(?<!{of_word})-(?=[\w(])|(?<=[\d)\]]\s)-(?=\s)|-(?=\s[\d(])|(?<=\b\w\s)-(?=\s\w\b)|-(?=[=>(])|(?<=<)-"  # no hyphen or dash
+        rf"|(?<!{of_word})/|/(?!\w)"  # not in and/or
+        r"|(?<=\b[a-z])[-/](?=[a-z]\b|\d)|(?<=\d)[-/](?=[a-z]\b)"  # not in e-mail, 24/7 or A/C
+        r"|(?<!\d)(?<!\d\s)%|%(?=\d)|(?<=\d\s)%(?=\s\d)"  # not in 40 %
+    )
+    return re.compile(rf"{word}|(?:{prose})+"), re.compile(rf"{word}|(?:{_SYMBOL}|{bang}|[-/%])+")
+
+
+@cache
+def _marks() -> str:
+    """Return the characters that belong to the letter before them: accents, vowel signs, tone marks; no variation of a symbol."""
+    marks = (chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+    return "".join(mark for mark in marks if "VARIATION SELECTOR" not in unicodedata.name(mark, "")) + _JOINERS
 
 
 def n_grams(sequence: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:

@@ -41,7 +41,7 @@ _LEAST_EVIDENCE = 2
 _LEAST_WORDS = 6
 """Words from which an answer without words of another language counts as told."""
 _MANY_WORDS = 30
-"""Words of an answer without a common English one that tell of a language whose own are not listed; of 1,648 such of Shakespeare one has none."""
+"""Words of an answer without a common English one that tell of a language that is not listed; of 1,648 such of Shakespeare one has none."""
 _LEAST_PROSE = 50
 """Words of such answers from which the share of common English ones is told: English has none below 5 % among so many."""
 

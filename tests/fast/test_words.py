@@ -1,6 +1,7 @@
 """Words as metrics count them: between spaces, and character by character where a script has none."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,15 +34,38 @@ class Unasked:
         ("ไฟ on", [*"ไฟ", "on"]),
         ("불을 켜 주세요", ["불을", "켜", "주세요"]),
         ("Größe_ändern, 5 Stück", ["größe", "ändern", "5", "stück"]),
+        ("मेरा बेटा, मेरी बेटी", ["मेरा", "बेटा", "मेरी", "बेटी"]),
+        ("की-का", ["की", "का"]),
+        ("น้ำ 2 แก้ว", ["น้", "ำ", "2", "แ", "ก้", "ว"]),
+        ("كَتَبَ الدَّرْسَ.", ["كَتَبَ", "الدَّرْسَ"]),
+        ("வணக்கம், நன்றி", ["வணக்கம்", "நன்றி"]),
+        ("می\u200cخواهم بروم", ["می\u200cخواهم", "بروم"]),
+        ("CAFE\u0301 Café", ["café", "café"]),
+        ("1\ufe0f\u20e3 Preheat ✔\ufe0f", ["1", "preheat"]),
     ],
 )
 def test_scripts_without_spaces_are_split_into_characters_and_others_into_words(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
-@given(st.text(st.characters(max_codepoint=0x0DFF)))
+@given(st.text(st.characters(max_codepoint=0x058F, exclude_categories=["Mn", "Mc", "Me"])))
 def test_scripts_with_spaces_are_split_between_what_is_no_letter_or_digit(text: str) -> None:
-    assert [word for word in words(text) if word.isalnum()] == re.findall(r"[^\W_]+", text.lower())
+    letters = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", text))
+    assert [word.casefold() for word in words(text) if word.isalnum()] == [word.casefold() for word in letters]
+
+
+@given(st.text())
+def test_no_letter_is_lost_and_no_word_begins_with_a_mark(text: str) -> None:
+    tokens = words(text)
+    letters = "".join(letter for letter in unicodedata.normalize("NFC", text) if letter.isalnum()).casefold()
+    assert "".join(letter for letter in "".join(tokens).casefold() if letter.isalnum()) == "".join(filter(str.isalnum, letters))
+    assert not [token for token in tokens if unicodedata.category(token[0]).startswith("M")]
+
+
+@pytest.mark.parametrize(("one", "other"), [("की", "का"), ("मेरा बेटा", "मेरी बेटी"), ("ใกล้", "ไกล"), ("น้ำ", "นำ"), ("كُتِبَ", "كَتَبَ")])
+def test_words_that_differ_in_a_mark_alone_are_different_words(one: str, other: str) -> None:
+    assert words(one) != words(other)
+    assert METRICS["rouge_l"].score(Scorable(texts=[one], references=[other], embedder=Unasked()))[0] < 1
 
 
 def test_metrics_of_words_tell_chinese_answers_apart() -> None:
