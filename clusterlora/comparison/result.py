@@ -135,8 +135,9 @@ class Contrast:
 class Comparison:
     """All methods on identical items, the best first. The headline decides; the metrics `beside` it are compared in the same way and told.
 
-    Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, controls excluded, picked on one half of
-    its dialogues and scored on the other, where `n_with_one_dialogue` people have no halves and count with the mean of the methods; `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
+    Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, controls excluded, picked on one half
+    of its dialogues and scored on the other, where `n_with_one_dialogue` people have no halves and count with the mean of the methods;
+    `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
     persona's reference or, of a likelihood, that of a uniform guess, `floor_same_prompt` that of another persona's reference for the most
     similar prompt. `routing` is None without a routing method or without methods to choose from. `contrasts` compare the champion and
     `cluster` with the controls that took part, and the champion with the runner-up. Differences below `margin` count as equivalent.
