@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from clusterlora.evaluation.actions import actions
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.metrics.number_f1 import numbers
 from clusterlora.values import EvaluationRow
 
 LEAST_SHARE = 0.1
@@ -28,14 +30,23 @@ class _NoEmbedder:
 def domain_metrics(references: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics that enough references carry, in the catalog's order.
 
-    Numbers of any kind are compared only where no parameters are: these include the numbers that a home is set to.
+    Where parameters are compared, so are the numbers that a home is set to: then numbers of any kind are, too, only if enough references
+    have others.
     """
     carried = tuple(
         name
         for name, metric in METRICS.items()
         if metric.carried is not None and references and sum(map(metric.carried, references)) >= LEAST_SHARE * len(references)
     )
-    return tuple(name for name in carried if name != "number_f1" or carried == ("number_f1",))
+    if "parameter_f1" in carried and sum(map(_has_other_numbers, references)) < LEAST_SHARE * len(references):
+        return tuple(name for name in carried if name != "number_f1")
+    return carried
+
+
+def _has_other_numbers(text: str) -> bool:
+    """Return whether a text has numbers beside those in the values that it sets, as in 22 degrees and HDMI1."""
+    values = " ".join(map(str, actions(text).settings.values()))
+    return bool(numbers(text) - numbers(values))
 
 
 def with_domain_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> list[EvaluationRow]:

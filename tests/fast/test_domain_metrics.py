@@ -1,9 +1,13 @@
 """Metrics of a domain stand beside the headline where the references carry what they measure."""
 
+from collections import Counter
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.result import Comparison
@@ -20,6 +24,7 @@ from clusterlora.stages.compare import compare_study
 from clusterlora.values import EvaluationRow
 from tests.fixtures.stages import LOG, run
 
+BILL = "The AC is in heat mode. Your bill is 1234 euros."
 HOME, RECIPE, PROSE = "The lights go to 20%, warm.", "Bake it for 45 minutes at 180 degrees.", "With pleasure, my dear."
 
 
@@ -32,9 +37,29 @@ HOME, RECIPE, PROSE = "The lights go to 20%, warm.", "Bake it for 45 minutes at 
         ([HOME, *[PROSE] * 9], ("parameter_f1", "numeric_accuracy")),
         ([HOME, *[PROSE] * 10], ()),
         (["The lights are warm, the security is armed."] * 10, ("parameter_f1",)),
+        (["The TV goes to HDMI1, volume 20."] * 10, ("parameter_f1", "numeric_accuracy")),
+        ([BILL] * 10, ("parameter_f1", "number_f1")),
+        ([f"{HOME} {BILL}"] * 10, ("parameter_f1", "numeric_accuracy", "number_f1")),
+        ([*[HOME] * 5, *[RECIPE] * 5], ("parameter_f1", "numeric_accuracy", "number_f1")),
+        ([*[HOME] * 19, RECIPE], ("parameter_f1", "numeric_accuracy")),
+        (["The TV plays Netflix.", "The TV plays Netflix.", *["You owe 30 euros."] * 8], ("parameter_f1", "number_f1")),
         ([], ()),
     ],
-    ids=["a home", "recipes", "neither", "a tenth", "less than a tenth", "parameters without numbers", "nothing"],
+    ids=[
+        "a home",
+        "recipes",
+        "neither",
+        "a tenth",
+        "less than a tenth",
+        "parameters without numbers",
+        "a number in a word",
+        "other numbers beside words",
+        "other numbers beside settings",
+        "a home and recipes",
+        "hardly any other numbers",
+        "words beside bills",
+        "nothing",
+    ],
 )
 def test_the_metrics_of_a_domain_are_those_that_a_tenth_of_the_references_carry(references: list[str], metrics: tuple[str, ...]) -> None:
     assert domain_metrics(references) == metrics
@@ -52,6 +77,12 @@ def test_the_metrics_of_a_domain_are_those_that_a_tenth_of_the_references_carry(
         ("3", "none", 0.0),
         ("none", "3", 0.0),
         ("1.5 l", "15 l", 0.0),
+        ("-5 degrees", "5 degrees", 0.0),
+        ("\u22125 degrees", "-5 degrees", 1.0),
+        ("1,5 l", "1.5 l", 1.0),
+        ("3.0", "3", 1.0),
+        ("\u06f2\u06f0 degrees", "20 degrees", 1.0),
+        ("10-15", "15 to 10", 1.0),
     ],
 )
 def test_numbers_are_compared_as_a_multiset(text: str, reference: str, score: float) -> None:
@@ -59,8 +90,38 @@ def test_numbers_are_compared_as_a_multiset(text: str, reference: str, score: fl
     assert row.scores["number_f1"] == score
 
 
-def test_thousands_may_be_separated() -> None:
-    assert dict(numbers("1,234,567 of 1,23 and 2.5")) == {"1234567": 1, "1,23": 1, "2.5": 1}
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1,234,567 of 1,23 and 2.5", ["1234567", "1.23", "2.5"]),
+        ("1.234.567,5 and 1,234,567.5", ["1234567.5", "1234567.5"]),
+        ("1.234,5 and 1,234.5", ["1234.5", "1234.5"]),
+        ("1,000 but 0,125 and 1234,567", ["1000", "0.125", "1234.567"]),
+        ("1.000", ["1"]),
+        ("1'000, 1\u2019000, 1_000, 1\u00a0000 and 1\u202f000", ["1000"] * 5),
+        ("1 000", ["1", "0"]),
+        ("1,2,3 on 30.11.2026 at 7:30", ["1", "2", "3", "30", "11", "2026", "7", "30"]),
+        ("12,34,567 and 1,234'567 and 5'10", ["12", "34", "567", "1", "234", "567", "5", "10"]),
+        ("-5, (-6), -$7, $-8, -.5 and .25", ["-5", "-6", "-7", "-8", "-0.5", "0.25"]),
+        ("10-15, HDMI-1, f(x)-3, - 4, wait...5", ["10", "15", "1", "3", "4", "5"]),
+        ("\u0967\u0968, \u06f2\u06f0, \uff13, \u0661\u066c\u0662\u0663\u0664\u066b\u0665", ["12", "20", "3", "1234.5"]),
+        ("none at all", []),
+    ],
+)
+def test_numbers_are_read_by_their_value(text: str, values: list[str]) -> None:
+    assert numbers(text) == Counter(map(Decimal, values))
+
+
+@given(st.text(alphabet="0123456789٣.,'_-\u2212\u066b\u066c $x"))
+def test_every_run_of_digits_is_in_a_number(text: str) -> None:
+    assert bool(numbers(text)) == any(map(str.isdigit, text))
+
+
+@given(st.decimals(-(10**12), 10**12, places=2))
+def test_a_number_is_read_back_as_english_and_german_write_it(value: Decimal) -> None:
+    english = f"{value:,}"
+    german = english.translate(str.maketrans(",.", ".,"))
+    assert numbers(f"It is {english}, that is {german}.") == {value: 2}
 
 
 def test_scores_that_a_row_has_are_kept() -> None:
