@@ -1,7 +1,7 @@
 """Extracts from an answer the devices of a home that it names, and the parameters that it sets.
 
-A rule-based parser reads devices, parameter names and values in their order, sentence by sentence; numbers must be digits. Questions
-are skipped: "What temperature would you like?" sets nothing.
+A rule-based parser reads devices, parameter names and values in their order, sentence by sentence; numbers must be digits. Devices are
+also on or off. Questions are skipped: "What temperature would you like?" sets nothing.
 """
 
 import re
@@ -63,6 +63,23 @@ _DEGREES = range(16, 31)
 """Temperatures that an air conditioning can be set to; other unnamed numbers near it are not temperatures."""
 
 
+_SWITCHED = r"(?:turn|switch|power|shut)(?:ed|ing|s|ting)?"
+_STATES = rf"(?:{_SWITCHED}|is|are|was|were|be|been|being|now|currently|already|stays?|remains?)"
+_OF_DEVICE = rf"(?=\s+(?:(?!and\b|but\b|then\b|so\b)[\w'-]+\s+){{0,4}}?(?:{'|'.join(_DEVICES.values())})\b)"
+_NO_OBJECT = r"(?=\s*(?:\Z|[.,;:!?)\"'”—–-]|(?:and|at|with|now|for|again|but|in|to|so|as|until|already|too|please|while|when)\b))"
+"""What follows where `on` says that something is switched on: not "on Netflix" or "on the TV"."""
+
+_SWITCHES: Mapping[str, Mapping[str, str]] = {
+    "next": {state: rf"{_SWITCHED}\s+{state}\b{_OF_DEVICE}" for state in ("on", "off")},
+    "last": {state: rf"{_STATES}\s+{state}\b{_NO_OBJECT}" for state in ("on", "off")},
+    "adjacent": {state: rf"{state}\b{_NO_OBJECT}" for state in ("on", "off")},
+}
+"""How a device is switched: "turned off the TV", "the TV in the den is off", "the TV off"."""
+
+_LISTED = len(", and the ")
+"""Characters at most between devices that are switched together."""
+
+
 def _group(prefix: str, patterns: Mapping[str, str]) -> str:
     return "|".join(rf"(?P<{prefix}_{name}>\b(?:{pattern})\b)" for name, pattern in patterns.items())
 
@@ -78,6 +95,7 @@ _TOKEN = re.compile(
             _group("device", _DEVICES),
             _group("word", {word: pattern for word, (pattern, _) in _WORDS.items()}),
             _group("name", {name: _SPELLINGS.get(name, name) for name in _OWNERS}),
+            *(_group(kind, pattern_by_state) for kind, pattern_by_state in _SWITCHES.items()),
         )
     ),
     re.IGNORECASE,
@@ -119,7 +137,7 @@ def overlap_f1(answer: Set[Hashable], reference: Set[Hashable]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A device, a parameter name, a word value or a number, with its offsets in the sentence."""
+    """A device, a parameter name, a word value, a switch or a number, with its offsets in the sentence."""
 
     kind: str
     name: str
@@ -170,6 +188,8 @@ class _Parser:
                 pending = token.name
             elif token.kind == "word":
                 self._set_word(tokens, index, before=self.named[n_before:], after=after)
+            elif token.kind in _SWITCHES:
+                self._switch(tokens, index)
             elif token.kind == "number":
                 name = "temperature" if token.unit == "°" else pending
                 if name is None and _names_parameter(tokens, index + 1, after=token):
@@ -185,6 +205,21 @@ class _Parser:
         if device is None or not (token.unit or token.is_linked or follows_device):
             return None
         return None if device == "ac" and token.number not in _DEGREES else _UNNAMED[device]
+
+    def _switch(self, tokens: Sequence[_Token], index: int) -> None:
+        """Switch the devices that are listed next after a switch, or last before it."""
+        switch = tokens[index]
+        others = tokens[index + 1 :] if switch.kind == "next" else tokens[:index][::-1]
+        if switch.kind == "adjacent" and not (others and others[0].kind == "device" and switch.start - others[0].end <= 1):
+            return
+        start = next((i for i, token in enumerate(others) if token.kind == "device"), len(others))
+        last: _Token | None = None
+        for token in others[start:]:
+            gap = 0 if last is None else max(token.start - last.end, last.start - token.end)
+            if token.kind != "device" or gap > _LISTED:
+                return
+            self.settings[token.name, "power"] = switch.name
+            last = token
 
     def _set_word(self, tokens: Sequence[_Token], index: int, *, before: Sequence[str], after: Sequence[str]) -> None:
         """Set a word value. Without its parameter's name next to it, it needs a device in its sentence: "warm" is not always a light."""

@@ -71,6 +71,23 @@ def score(metric: str, text: str, reference: str) -> float:
             "I armed the security system with the alarm volume at 60! The speaker has a balanced equaliser.",
             {("security", "armed"): "armed", ("security", "alarm_volume"): 60, ("speaker", "equalizer"): "balanced"},
         ),
+        ("The lights are on.", {("lights", "power"): "on"}),
+        ("I've turned off the TV.", {("tv", "power"): "off"}),
+        ("I turned the lights off and switched the AC on.", {("lights", "power"): "off", ("ac", "power"): "on"}),
+        (
+            "The lamp in the living room has been turned off, and the speaker is now on.",
+            {("lights", "power"): "off", ("speaker", "power"): "on"},
+        ),
+        ("I turned off the TV and the lights.", {("tv", "power"): "off", ("lights", "power"): "off"}),
+        ("The TV, the AC and the lights are off.", {("tv", "power"): "off", ("ac", "power"): "off", ("lights", "power"): "off"}),
+        (
+            "The lights are on at 40%, and I turned off the TV.",
+            {("lights", "power"): "on", ("lights", "brightness"): 40, ("tv", "power"): "off"},
+        ),
+        ("The TV was off. It is on Netflix, so the TV is on.", {("tv", "power"): "on", ("tv", "input_source"): "netflix"}),
+        ("The TV is on HDMI1, music plays on the speaker and the AC is not on.", {("tv", "input_source"): "hdmi1"}),
+        ("The alarm went off at dawn, so I am off now, but the lamp keeps an eye on things.", {}),
+        ("I set the lights to 40%. I will keep an eye on things.", {("lights", "brightness"): 40}),
         ("The AC is at 22 for the next 45 minutes.", {("ac", "temperature"): 22}),
         ("The fan speed is 3.", {("ac", "fan_speed"): 3}),
         ("The lights go to 40%. No, make that 60%.", {("lights", "brightness"): 60}),
@@ -147,11 +164,17 @@ REFERENCE = "I have set the lights to 40%, warm and the AC to 22 degrees, heat m
         ("I have set the lights to 40%, cool and the AC to 22 degrees.", 1.0, 2 * 2 / (3 + 4), 1.0),
         ("I have set the speaker to volume 40 and the lights to 40%.", 0.5, 2 * 1 / (2 + 4), 0.5),
         ("What would you like?", 0.0, 0.0, 0.0),
+        ("The lights and the AC are off.", 1.0, 0.0, 0.0),
     ],
 )
 def test_scores_of_actions_agree_with_hand_computed_ones(text: str, device: float, parameter: float, numeric: float) -> None:
     values = [score(metric, text, REFERENCE) for metric in ("device_f1", "parameter_f1", "numeric_accuracy")]
     assert values == pytest.approx([device, parameter, numeric])
+
+
+def test_a_device_that_is_on_is_not_one_that_is_off() -> None:
+    assert score("parameter_f1", "The lights are on.", "The lights are off.") == 0.0
+    assert score("parameter_f1", "I turned off the lights.", "The lights are off.") == 1.0
 
 
 @pytest.mark.parametrize("metric", ["device_f1", "parameter_f1", "numeric_accuracy"])
