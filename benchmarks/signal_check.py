@@ -40,7 +40,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
 from clusterlora.settings import EMBEDDED_BASE, HOME_PROMPT, ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study
 from clusterlora.stages.cluster import cluster_study
-from clusterlora.stages.evaluate import reference_losses
+from clusterlora.stages.evaluate import by_dialogue, reference_losses
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import train_group
 from clusterlora.values import AdapterComposition, Dataset
@@ -196,7 +196,7 @@ def _own(state: StudyState, plan: WorkPlan, method: str, stores: Stores) -> dict
     # Of the weights that a residual may have, all or nothing: every one costs an answer.
     arms_by_persona = {p: tuple(dict.fromkeys((arms[0], arms[-1]))) for p, arms in plan.methods[method].arms_by_persona}
     pairs = [(p, arm) for p, arms in arms_by_persona.items() for arm in arms if len(arms) > 1]
-    losses = reference_losses(state, stores, plan, pairs, "val", LOG) if pairs else {}
+    losses = by_dialogue(state, reference_losses(state, stores, plan, pairs, "val", LOG)) if pairs else {}
     return {
         p: arms[select_arm([losses[p, arm] for arm in arms], higher_is_better=False, margin_se=0.0) if len(arms) > 1 else 0]
         for p, arms in arms_by_persona.items()

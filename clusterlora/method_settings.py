@@ -62,10 +62,10 @@ class AssignmentSettings:
 
     held_out_share: Annotated[float, Gt(0), Le(0.5)] | None = None
     """Share of every cluster that a second unified and second cluster adapters do not learn from: they then choose for these people from
-    1, 3, 5 and 10 examples. Costs unified and all clusters once more, less this share, and one answer per adapter to each held-out
+    1, 3, 5 and 10 dialogues. Costs unified and all clusters once more, less this share, and one answer per adapter to each held-out
     person's test items. Empty: not measured."""
     seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
-    """Seed of the held-out personas and of the examples that are drawn."""
+    """Seed of the held-out personas and of the dialogues that are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

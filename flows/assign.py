@@ -13,7 +13,7 @@ from tasks.run_names import study_tag
 def assign(request: AssignmentRequest) -> list[dict[str, Any]]:
     """Return for every new persona whether unified or a cluster should answer, with the margin and the adapter's folder.
 
-    Nothing is trained and nothing is stored; the table is an artifact of this run. A persona needs at least two examples to be
+    Nothing is trained and nothing is stored; the table is an artifact of this run. A persona needs at least two dialogues to be
     assigned to a cluster.
 
     Args:

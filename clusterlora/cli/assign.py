@@ -30,8 +30,8 @@ Examples:
 def assign(path: str, name: str | None, source: str | None, columns: tuple[str, ...], as_json: bool) -> None:
     """Choose a cluster or unified for new personas, by how well each adapter predicts the responses in their dialogues.
 
-    One exchange per persona is required. A persona with fewer than two stays with unified, because the gain must exceed its standard
-    error, by more the more clusters there are. Nothing is trained or stored.
+    One exchange per persona is required. A persona with fewer than two dialogues stays with unified, because the gain must exceed its
+    standard error, by more the more clusters there are. Nothing is trained or stored.
     """
     from clusterlora.errors import UnknownName
     from clusterlora.stages.assign import assign as assign_personas

@@ -1,22 +1,22 @@
-"""The leave-personas-out curve: gain of personas that no adapter was trained on, when a few examples choose their adapter."""
+"""The leave-personas-out curve: gain of personas that no adapter was trained on, when a few dialogues choose their adapter."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from clusterlora.evaluation.assign import MARGIN_SE, choose
 from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
 
-EXAMPLES = (1, 3, 5, 10)
-"""Numbers of examples that a choice is based on."""
+DIALOGUES = (1, 3, 5, 10)
+"""Numbers of dialogues that a choice is based on."""
 DRAWS = 50
-"""Random orders of a persona's examples that results are averaged over; a choice uses the first m examples of an order."""
+"""Random orders of a persona's dialogues that results are averaged over; a choice uses the first m dialogues of an order."""
 
 Scores = Mapping[str, Float[np.ndarray, "_item arm"]]
-"""By persona id, the score of every item under every arm: unified, then the clusters in order."""
+"""By persona id, the score of every item (or dialogue) under every arm: unified, then the clusters in order."""
 Shares = Mapping[str, Float[np.ndarray, "... arm"]]
 """By persona id, the share of draws in which each arm is chosen: for all items, or item by item."""
 
@@ -38,7 +38,7 @@ class RuleOutcome:
     """
 
     rule: str
-    n_examples: int | None
+    n_dialogues: int | None
     n_personas: int
     headline: Gain
     nll: Gain
@@ -51,7 +51,7 @@ class NewPersonas:
     """The curve: `chosen` by the rule of `clusterlora assign`, `nearest` by the smallest mean loss without a margin.
 
     `own` answers every persona with its cluster in the study, which used all train dialogues; `oracle` with the arm that is best on one
-    half of the test items, scored on the other half.
+    half of the test dialogues, scored on the other half.
     """
 
     metric: str
@@ -69,13 +69,14 @@ class _Rule:
     """Shares by metric, since the oracle's choice depends on the metric."""
 
     name: str
-    n_examples: int | None
+    n_dialogues: int | None
     shares: Mapping[str, Shares]
 
 
 def new_personas(
     losses: Scores,
     tested: Mapping[str, Scores],
+    dialogue: Mapping[str, Int[np.ndarray, " _item"]],
     cluster_by_persona: Mapping[str, int],
     *,
     metric: str,
@@ -83,13 +84,14 @@ def new_personas(
     draws: int,
     rng: np.random.Generator,
 ) -> NewPersonas:
-    """Return the gains of new personas whose adapter is chosen by m of their examples, for every m that some persona has.
+    """Return the gains of new personas whose adapter is chosen by m of their dialogues, for every m that some persona has.
 
     Choices depend on `losses` alone. Scores are averaged over draws, weighting each arm by its share of the draws.
 
     Args:
-        losses: negative log-likelihoods of the train examples of all held-out personas.
+        losses: negative log-likelihoods of the train dialogues of all held-out personas, means over turns.
         tested: by metric (`metric` and nll), the scores of their test items.
+        dialogue: the dialogue of each test item, as `dialogue_numbers` returns them.
         cluster_by_persona: the study's clusters, computed from all train dialogues.
         draws: draws of the paired bootstrap.
     """
@@ -97,7 +99,7 @@ def new_personas(
     n_arms = next(iter(losses.values())).shape[1]
     chosen, nearest = _choices(losses, rng)
     own = {p: _one_of(cluster_by_persona[p] + 1, n_arms) for p in losses}
-    best = {name: {p: _best(tested[name][p], higher) for p in losses} for name, higher in better.items()}
+    best = {name: {p: _best(tested[name][p], dialogue[p], higher) for p in losses} for name, higher in better.items()}
     rules = [
         *(_Rule("chosen", m, dict.fromkeys(better, shares)) for m, shares in chosen.items()),
         *(_Rule("nearest", m, dict.fromkeys(better, shares)) for m, shares in nearest.items()),
@@ -119,19 +121,19 @@ def new_personas(
 
 
 def _choices(losses: Scores, rng: np.random.Generator) -> tuple[dict[int, Shares], dict[int, Shares]]:
-    """Return the shares of each arm by number of examples: with the margin, and without."""
-    orders = {p: [rng.permutation(len(items)) for _ in range(DRAWS)] for p, items in losses.items()}
+    """Return the shares of each arm by number of dialogues: with the margin, and without."""
+    orders = {p: [rng.permutation(len(own)) for _ in range(DRAWS)] for p, own in losses.items()}
 
     def shares(m: int, margin_se: float) -> Shares:
         share_by_persona: dict[str, np.ndarray] = {}
-        for p, items in losses.items():
-            if len(items) >= m:
-                picked = [choose(items[order[:m]], margin_se=margin_se).cluster for order in orders[p]]
+        for p, own in losses.items():
+            if len(own) >= m:
+                picked = [choose(own[order[:m]], margin_se=margin_se).cluster for order in orders[p]]
                 arms = [0 if cluster is None else cluster + 1 for cluster in picked]
-                share_by_persona[p] = np.bincount(arms, minlength=items.shape[1]) / DRAWS
+                share_by_persona[p] = np.bincount(arms, minlength=own.shape[1]) / DRAWS
         return share_by_persona
 
-    sizes = [m for m in EXAMPLES if any(len(items) >= m for items in losses.values())]
+    sizes = [m for m in DIALOGUES if any(len(own) >= m for own in losses.values())]
     return {m: shares(m, MARGIN_SE) for m in sizes}, {m: shares(m, 0.0) for m in sizes}
 
 
@@ -158,7 +160,7 @@ def _outcomes(
             into_own = float(np.mean([mean_share[p][cluster_by_persona[p] + 1] for p in persona_ids]))
             yield RuleOutcome(
                 rule=rule.name,
-                n_examples=rule.n_examples,
+                n_dialogues=rule.n_dialogues,
                 n_personas=len(persona_ids),
                 headline=gains[metric][number],
                 nll=gains["nll"][number],
@@ -186,16 +188,20 @@ def _gains(
     ]
 
 
-def _best(scores: Float[np.ndarray, "item arm"], higher: bool) -> Float[np.ndarray, "item arm"]:
-    """Return, for every other item, the arm that is best on the items between, and the other way round; a single item stays with unified.
+def _best(
+    scores: Float[np.ndarray, "item arm"], dialogue: Int[np.ndarray, " item"], higher: bool
+) -> Float[np.ndarray, "item arm"] | Float[np.ndarray, "1 arm"]:
+    """Return, for the items of every other dialogue, the arm that is best on the dialogues between, and the other way round.
 
-    Picked and scored on the same items, the best of several arms would be too good by the luck it was picked for.
+    Picked and scored on the same items, or on turns of one dialogue, the best of several arms would be too good by the luck it was
+    picked for. A single dialogue stays with unified.
     """
-    n_items, n_arms = scores.shape
-    if n_items < 2:
+    is_odd = dialogue % 2 == 1
+    n_arms = scores.shape[1]
+    if not is_odd.any():
         return _one_of(0, n_arms)[None]
-    best = [np.argmax(half) if higher else np.argmin(half) for half in (scores[::2].mean(axis=0), scores[1::2].mean(axis=0))]
-    return np.stack([_one_of(int(best[1 - item % 2]), n_arms) for item in range(n_items)])
+    best = [np.argmax(half) if higher else np.argmin(half) for half in (scores[~is_odd].mean(axis=0), scores[is_odd].mean(axis=0))]
+    return np.stack([_one_of(int(best[0 if odd else 1]), n_arms) for odd in is_odd])
 
 
 def _one_of(arm: int, n_arms: int) -> Float[np.ndarray, " arm"]:

@@ -6,20 +6,20 @@ from clusterlora.comparison.new_personas import Gain, NewPersonas, RuleOutcome
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.metrics import METRICS
 
-HEADER = ("rule", "examples", "personas", "gain", "95% interval", "NLL gain", "95% interval ", "leave unified", "into their own cluster")
+HEADER = ("rule", "dialogues", "personas", "gain", "95% interval", "NLL gain", "95% interval ", "leave unified", "into their own cluster")
 NUMERIC = (False, *(True for _ in HEADER[1:]))
 
 _RULES = {
     "chosen": "margin of 1 standard error",
     "nearest": "smallest mean NLL, no margin",
     "own cluster": "their cluster in the study",
-    "oracle": "best on half of the test items, scored on the rest",
+    "oracle": "best on half of the test dialogues, scored on the rest",
 }
 
 
 def sentence(curve: NewPersonas) -> str:
-    """Return whether choosing by examples beats unified for new personas, with how many examples, and the gain of their study cluster."""
-    with_standard_error = [outcome for outcome in curve.chosen if outcome.n_examples != 1]
+    """Return whether choosing by dialogues beats unified for new personas, with how many, and the gain of their study cluster."""
+    with_standard_error = [outcome for outcome in curve.chosen if outcome.n_dialogues != 1]
     groups = (
         ("beats unified", [o for o in with_standard_error if o.headline.low > 0]),
         ("is not shown to differ from unified", [o for o in with_standard_error if o.headline.low <= 0 <= o.headline.high]),
@@ -27,9 +27,9 @@ def sentence(curve: NewPersonas) -> str:
     )
     clauses = [f"{verb} by {', '.join(_format_outcome(curve, o) for o in outcomes)}" for verb, outcomes in groups if outcomes]
     parts = [f"For people the adapters never saw, choosing between the clusters and unified {'; it '.join(clauses)}."] if clauses else []
-    if curve.chosen[0].n_examples == 1:
+    if curve.chosen[0].n_dialogues == 1:
         parts.append(
-            "One example has no standard error, so by it everybody stays with unified; going to the cluster of the smallest NLL instead "
+            "One dialogue has no standard error, so by it everybody stays with unified; going to the cluster of the smallest NLL instead "
             f"would gain {_format_gain(curve, curve.nearest[0].headline)}."
         )
     own = curve.own.headline
@@ -47,7 +47,7 @@ def rows(curve: NewPersonas) -> Iterator[tuple[str, ...]]:
     for outcome in (*curve.chosen, *curve.nearest, curve.own, curve.oracle):
         yield (
             _RULES[outcome.rule],
-            "-" if outcome.n_examples is None else str(outcome.n_examples),
+            "-" if outcome.n_dialogues is None else str(outcome.n_dialogues),
             str(outcome.n_personas),
             metric.format(outcome.headline.mean, signed=True),
             f"{metric.format(outcome.headline.low, signed=True)} to {metric.format(outcome.headline.high, signed=True)}",
@@ -65,7 +65,7 @@ def basis(curve: NewPersonas) -> str:
         f"{curve.n_personas} people, drawn from every cluster, whom neither this unified nor these {curve.n_clusters} cluster adapters "
         f"learned from; the clusters themselves were made with everybody. Gains are over unified on test items, in {metric.label}"
         f"{' points' if metric.percent else ''} and in nats per token, positive being better; intervals are over people and their items. "
-        f"Choices read train examples only and are averaged over {curve.n_draws} random orders of them. Into their own cluster: of those "
+        f"Choices read train dialogues only and are averaged over {curve.n_draws} random orders of them. Into their own cluster: of those "
         "who leave unified, the share that goes where the study had put them. The margin is one standard error for "
         "one cluster and grows with their number, as one of many exceeds it by luck more often."
     )
@@ -93,4 +93,4 @@ def _format_gain(curve: NewPersonas, gain: Gain) -> str:
 
 
 def _format_outcome(curve: NewPersonas, outcome: RuleOutcome) -> str:
-    return f"{outcome.n_examples} examples ({_format_gain(curve, outcome.headline)}, {outcome.leave:.0%} leave unified)"
+    return f"{outcome.n_dialogues} dialogues ({_format_gain(curve, outcome.headline)}, {outcome.leave:.0%} leave unified)"

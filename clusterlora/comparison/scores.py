@@ -3,12 +3,15 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from clusterlora.errors import BadData
-from clusterlora.values import EvaluationRow, dialogue_of
+from clusterlora.evaluation.dialogues import dialogue_numbers
+from clusterlora.values import EvaluationRow
 
 ItemKey = tuple[str, str]
 """(persona id, item id)."""
@@ -93,7 +96,7 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
         metrics=tuple(metrics),
         persona_ids=persona_ids,
         persona=np.array([index_of_persona[persona_id] for persona_id, _ in items]),
-        dialogue=_dialogue_numbers(items),
+        dialogue=np.concatenate([dialogue_numbers([item_id for _, item_id in of_one]) for _, of_one in groupby(items, itemgetter(0))]),
         cluster_of_persona=np.array([cluster_by_persona[persona_id] for persona_id in persona_ids]),
         values=np.array([[_mean_scores(rows_by_item_by_method[method][item], metrics) for method in methods] for item in items]),
         by_seed=np.array([[_scores_by_seed(rows_by_item_by_method[method][item], metrics, seeds) for method in methods] for item in items]),
@@ -131,14 +134,6 @@ def _common_items(rows: Mapping[str, Mapping[ItemKey, Mapping[int, EvaluationRow
                 f"{every_item[0][1]!r} of {every_item[0][0]!r}; evaluate {method} again"
             )
     return every_item
-
-
-def _dialogue_numbers(items: Sequence[ItemKey]) -> Int[np.ndarray, " item"]:
-    number_by_persona: dict[str, dict[str, int]] = defaultdict(dict)
-    for persona_id, item_id in items:
-        numbers = number_by_persona[persona_id]
-        numbers.setdefault(dialogue_of(item_id), len(numbers))
-    return np.array([number_by_persona[persona_id][dialogue_of(item_id)] for persona_id, item_id in items])
 
 
 def _mean_scores(row_by_seed: Mapping[int, EvaluationRow], metrics: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Assigns a new persona to a cluster's adapter or to unified, by the likelihood of a few of its examples under each."""
+"""Assigns a new persona to a cluster's adapter or to unified, by the likelihood of a few of its dialogues under each."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Choice:
     """The adapter that answers: a cluster's, or unified (`cluster` is None).
 
     `nearest` is the chosen cluster, or under unified the one with the highest likelihood. `gain` is its mean paired gain over unified in
-    nats per response token, with its `standard_error`, which is None for a single example.
+    nats per response token, with its `standard_error`, which is None for a single dialogue.
     """
 
     cluster: int | None
@@ -30,15 +30,15 @@ class Choice:
         return self.gain / self.standard_error if self.standard_error else None
 
 
-def choose(losses: Float[np.ndarray, "example arm"], *, margin_se: float = MARGIN_SE) -> Choice:
-    """Return the choice for a persona's examples; arm 0 is unified, arm k + 1 is cluster k.
+def choose(losses: Float[np.ndarray, "dialogue arm"], *, margin_se: float = MARGIN_SE) -> Choice:
+    """Return the choice for a persona's dialogues; arm 0 is unified, arm k + 1 is cluster k.
 
     Of the clusters whose gain exceeds `margin_se` standard errors (more where there are several clusters, `select.margin_for`), the one
-    with the largest mean gain is chosen, without any unified. A single example has no standard error, and NLL varies more between
+    with the largest mean gain is chosen, without any unified. A single dialogue has no standard error, and NLL varies more between
     answers than between adapters, so it always chooses unified.
 
     Args:
-        losses: mean negative log-likelihood per response token, in nats, of each example under each arm.
+        losses: mean negative log-likelihood per response token, in nats, of each dialogue under each arm, turns averaged.
     """
     arms = [losses[:, arm] for arm in range(losses.shape[1])]
     chosen = select_arm(arms, higher_is_better=False, margin_se=margin_se)

@@ -1,8 +1,10 @@
 """The gate's decision: every criterion applied to one trial."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Int
 
 from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
@@ -24,6 +26,7 @@ def judge(
     metric: Metric = EMBEDDING_SIMILARITY,
     second: tuple[Scores, Scores, Metric] | None = None,
     random_group: tuple[Scores, Scores] | None = None,
+    dialogues: Mapping[str, Int[np.ndarray, " _item"]] | None = None,
 ) -> Verdict:
     """Return the verdict on a candidate adapter against unified, on the same personas and items.
 
@@ -34,12 +37,13 @@ def judge(
         metric: what the scores are of.
         second: candidate and unified on the study's second headline, and that metric, if it has one.
         random_group: a random group's adapter and unified, on that group's people, if the gate asks for it.
+        dialogues: of the candidate's people, as `trial` takes them.
 
     Raises:
         BadData: the two sides do not cover the same personas and items, or hold a score that is not finite.
     """
     both = replace(
-        trial(candidate, unified, metric),
+        trial(candidate, unified, metric, dialogues),
         second=trial(*second) if second else None,
         random_group=trial(*random_group, metric) if random_group else None,
     )

@@ -21,13 +21,15 @@ DRAWS = 10_000
 class Trial:
     """Scores of both adapters on the headline; the items of all personas are concatenated, in the order of the persona ids.
 
-    `second` are those on the study's second headline, `random_group` those of a random group and its own adapter; None without one.
+    `dialogue` numbers each persona's dialogues. `second` are those on the study's second headline, `random_group` those of a random group
+    and its own adapter; None without one.
     """
 
     metric: Metric
 
     persona_ids: tuple[str, ...]
     persona: Int[np.ndarray, " item"]
+    dialogue: Int[np.ndarray, " item"]
     candidate: Float[np.ndarray, " item"]
     unified: Float[np.ndarray, " item"]
     second: "Trial | None" = None
@@ -52,8 +54,16 @@ class Trial:
         return np.bincount(self.persona, weights=scores) / np.bincount(self.persona)
 
 
-def trial(candidate: Scores, unified: Scores, metric: Metric = EMBEDDING_SIMILARITY) -> Trial:
+def trial(
+    candidate: Scores,
+    unified: Scores,
+    metric: Metric = EMBEDDING_SIMILARITY,
+    dialogues: Mapping[str, Int[np.ndarray, " _item"]] | None = None,
+) -> Trial:
     """Return the scores of both sides, aligned by item.
+
+    Args:
+        dialogues: by persona, the dialogue of every item (`dialogue_numbers`); where None, every item is a dialogue of its own.
 
     Raises:
         BadData: the two cover different personas or numbers of items, a persona has no items, or a score is not finite.
@@ -76,6 +86,7 @@ def trial(candidate: Scores, unified: Scores, metric: Metric = EMBEDDING_SIMILAR
         metric,
         persona_ids,
         np.repeat(np.arange(len(persona_ids)), [len(candidate[persona_id]) for persona_id in persona_ids]),
+        np.concatenate([np.arange(len(candidate[p])) if dialogues is None else dialogues[p] for p in persona_ids]),
         np.concatenate([candidate[persona_id] for persona_id in persona_ids]).astype(np.float64),
         np.concatenate([unified[persona_id] for persona_id in persona_ids]).astype(np.float64),
     )

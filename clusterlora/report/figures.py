@@ -144,7 +144,7 @@ def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Fi
 
 
 def new_personas(results: NewPersonas) -> Figure:
-    """Return the gain of new personas over unified by number of their examples; horizontal lines need no examples."""
+    """Return the gain of new personas over unified by number of their dialogues; horizontal lines need none."""
     metric = METRICS[results.metric]
     scale = 100.0 if metric.percent else 1.0
     lines = (("margin of 1 standard error", results.chosen, "@champion"), ("no margin", results.nearest, "@other"))
@@ -154,7 +154,7 @@ def new_personas(results: NewPersonas) -> Figure:
             "mode": "lines+markers",
             "name": name,
             # Offset sideways, so that neither interval hides the other.
-            "x": [(o.n_examples or 0) + 0.12 * number for o in outcomes],
+            "x": [(o.n_dialogues or 0) + 0.12 * number for o in outcomes],
             "y": [scale * o.headline.mean for o in outcomes],
             "line": {"color": colour, "width": 2.4},
             "marker": {"size": 9},
@@ -167,19 +167,19 @@ def new_personas(results: NewPersonas) -> Figure:
                 "thickness": 1.4,
                 "width": 4,
             },
-            "customdata": [f"{o.n_examples} examples<br>{o.leave:.0%} leave unified" for o in outcomes],
+            "customdata": [f"{o.n_dialogues} dialogues<br>{o.leave:.0%} leave unified" for o in outcomes],
             "hovertemplate": "%{customdata}<br>%{y:+.2f}<extra></extra>",
         }
         for number, (name, outcomes, colour) in enumerate(lines)
     ]
-    sizes = [o.n_examples or 0 for o in results.chosen]
+    sizes = [o.n_dialogues or 0 for o in results.chosen]
     levels = (("unified", 0.0, "@reference"), ("their cluster in the study", scale * results.own.headline.mean, "@ink"))
     for name, height, colour in levels:
         ends = {"x": [0, max(sizes) + 1], "y": [height, height]}
         line = {"color": colour, "dash": "dash", "width": 1.4}
         data.append({"type": "scatter", "mode": "lines", "name": name, **ends, "line": line, "hovertemplate": "%{y:+.2f}<extra></extra>"})
     layout = {
-        "xaxis": {"title": {"text": "examples of the new persona"}, "tickvals": sizes, "range": [0, max(sizes) + 1], "zeroline": False},
+        "xaxis": {"title": {"text": "dialogues of the new persona"}, "tickvals": sizes, "range": [0, max(sizes) + 1], "zeroline": False},
         "yaxis": {"title": {"text": f"gain over unified, {metric.label}{' (points)' if metric.percent else ''}"}, "zeroline": False},
         "showlegend": True,
     }

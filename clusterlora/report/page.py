@@ -87,7 +87,7 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         "A new persona",
         sections.new_personas(data),
         drawing,
-        "Gain over unified of people whom no adapter saw, by how many of their examples chose who answers them",
+        "Gain over unified of people whom no adapter saw, by how many of their dialogues chose who answers them",
     )
     if data.memory is not None:
         yield _Panel("privacy", "Privacy", sections.privacy(data.memory))

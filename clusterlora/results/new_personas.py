@@ -11,6 +11,7 @@ from clusterlora.comparison.new_personas import new_personas as curve
 from clusterlora.csv_text import csv_text
 from clusterlora.data.prompts import items
 from clusterlora.durable import write_durably
+from clusterlora.evaluation.dialogues import dialogue_means, dialogue_numbers
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan
@@ -49,9 +50,12 @@ def new_personas(state: StudyState, plan: WorkPlan, stores: Stores) -> NewPerson
         metric: _tables([(row.persona_id, row.headline) for row in test], n_arms),
         "nll": _tables([(row.persona_id, row.nll) for row in test], n_arms),
     }
+    of_train, of_test = (_dialogues(its, n_arms) for its in (train, test))
+    losses = _tables([(row.persona_id, row.nll) for row in train], n_arms)
     return curve(
-        _tables([(row.persona_id, row.nll) for row in train], n_arms),
+        {persona_id: dialogue_means(own, of_train[persona_id]) for persona_id, own in losses.items()},
         tested,
+        of_test,
         {row.persona_id: row.cluster for row in scored},
         metric=metric,
         higher_is_better=METRICS[metric].higher_is_better,
@@ -90,6 +94,14 @@ def _tables(scores: Sequence[tuple[str, float | None]], n_arms: int) -> Scores:
     for persona_id, score in scores:
         of_persona.setdefault(persona_id, []).append(score)
     return {persona_id: np.array(its, dtype=float).reshape(-1, n_arms) for persona_id, its in of_persona.items()}
+
+
+def _dialogues(rows: Sequence[_Row], n_arms: int) -> dict[str, np.ndarray]:
+    """Return the dialogue of every item by persona, from rows whose arms are innermost."""
+    item_ids: dict[str, list[str]] = {}
+    for row in rows[::n_arms]:
+        item_ids.setdefault(row.persona_id, []).append(row.item_id)
+    return {persona_id: dialogue_numbers(its) for persona_id, its in item_ids.items()}
 
 
 def _write(rows: Sequence[_Row], path: Path) -> None:

@@ -19,6 +19,7 @@ from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.assign import Choice, choose
+from clusterlora.evaluation.dialogues import dialogue_means, dialogue_numbers
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import GATED, REFERENCE
@@ -31,11 +32,11 @@ from clusterlora.stages.base_checks import fit_of
 from clusterlora.stages.keep import expose
 from clusterlora.values import AdapterComposition, AdapterSpec, Persona, WeightedAdapter
 
-HEADER = ("persona", "examples", "nearest cluster", "NLL gain", "standard errors", "answered by")
+HEADER = ("persona", "dialogues", "nearest cluster", "NLL gain", "standard errors", "answered by")
 NOTE = (
-    "NLL gain: nats per response token that the nearest cluster predicts the examples better than unified. Whoever leaves unified gains "
-    "more than 1 standard error by it, and more than that where there are several clusters to choose from; one example has no standard "
-    "error, so it moves nobody."
+    "NLL gain: nats per response token that the nearest cluster predicts the dialogues better than unified. Whoever leaves unified gains "
+    "more than 1 standard error by it, and more than that where there are several clusters to choose from; one dialogue has no standard "
+    "error, however many turns it has, so it moves nobody."
 )
 
 _BY_LINE = "edgewise"
@@ -51,7 +52,7 @@ class Assignment:
     """
 
     persona_id: str
-    n_examples: int
+    n_dialogues: int
     choice: Choice
     nll: tuple[tuple[str, float], ...]
     adapter: str
@@ -60,7 +61,7 @@ class Assignment:
 
 
 def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> tuple[Assignment, ...]:
-    """Return for every persona of the data whether unified or a cluster should answer; all their dialogues are examples.
+    """Return for every persona of the data whether unified or a cluster should answer; all their dialogues count.
 
     Nothing is stored.
 
@@ -82,7 +83,7 @@ def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> 
     return tuple(
         Assignment(
             persona_id=persona_id,
-            n_examples=len(losses[persona_id]),
+            n_dialogues=len(losses[persona_id]),
             choice=choice,
             nll=tuple(zip(names, losses[persona_id].mean(axis=0).tolist(), strict=True)),
             adapter=adapter_of[persona_id],
@@ -127,7 +128,7 @@ def cells(assignment: Assignment) -> tuple[str, ...]:
     errors = choice.gain_in_standard_errors
     return (
         assignment.persona_id,
-        str(assignment.n_examples),
+        str(assignment.n_dialogues),
         str(choice.nearest),
         f"{choice.gain:+.3f}",
         "-" if errors is None else f"{errors:+.1f}",
@@ -141,7 +142,7 @@ def record(assignment: Assignment) -> dict[str, Any]:
     return {
         **asdict(choice),
         "persona_id": assignment.persona_id,
-        "n_examples": assignment.n_examples,
+        "n_dialogues": assignment.n_dialogues,
         "gain_in_standard_errors": choice.gain_in_standard_errors,
         "nll": dict(assignment.nll),
         "adapter": assignment.adapter,
@@ -177,7 +178,7 @@ def _adapters(state: StudyState, plan: WorkPlan) -> tuple[str, ...]:
 
 
 def _newcomers(state: StudyState, data: DataSettings) -> tuple[Persona, ...]:
-    """Return the people of the data; each of their distinct dialogues is an example."""
+    """Return the people of the data, with each of their distinct dialogues."""
     source = data.path or data.source
     problems = Problems()
     people = fitted(read(data), fit_of(state.settings, base_model(state.settings.model).tokenizer), data, problems).dataset.personas
@@ -192,7 +193,7 @@ def _newcomers(state: StudyState, data: DataSettings) -> tuple[Persona, ...]:
             raise BadData(f"{source}: persona {persona.id!r} has no dialogues; give at least one exchange, or remove the persona")
     if not people:
         raise BadData(f"{source}: nobody is in it; give at least one persona with one exchange")
-    # A file's splits have no meaning for new people, and two dialogues with the same words are one example.
+    # A file's splits have no meaning for new people, and two dialogues with the same words are one.
     return tuple(
         replace(p, dialogues=tuple(replace(d, split="train") for d in {normalised_text(d): d for d in p.dialogues}.values()))
         for p in people
@@ -202,7 +203,7 @@ def _newcomers(state: StudyState, data: DataSettings) -> tuple[Persona, ...]:
 def _losses(
     study: PreparedStudy, plan: WorkPlan, personas: Sequence[Persona], names: Sequence[str], stores: Stores, log: RunLog
 ) -> dict[str, np.ndarray]:
-    """Return by persona the negative log-likelihood of each example under each adapter."""
+    """Return by persona the negative log-likelihood of each dialogue under each adapter, a mean over its turns."""
     examples = {p.id: items(study.model, p, "train") for p in personas}
     compositions = {name: AdapterComposition((WeightedAdapter(name),)) for name in names}
     weights = {
@@ -214,4 +215,8 @@ def _losses(
     answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, study.model)
     answers = answerer.answer(requests, weights, metrics=("nll",), run_log=log)
     flat = np.array([dict(answer.scores)["nll"] for answer in answers]).reshape(-1, len(names))
-    return dict(zip(examples, np.split(flat, np.cumsum([len(its) for its in examples.values()])[:-1]), strict=True))
+    by_persona = np.split(flat, np.cumsum([len(its) for its in examples.values()])[:-1])
+    return {
+        persona_id: dialogue_means(own, dialogue_numbers([item.id for item in its]))
+        for (persona_id, its), own in zip(examples.items(), by_persona, strict=True)
+    }

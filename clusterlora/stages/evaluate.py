@@ -15,6 +15,7 @@ from clusterlora.data.labels import label_set
 from clusterlora.data.prompts import items
 from clusterlora.data.retrieval import ExchangeIndex, exchanges, with_shots
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
+from clusterlora.evaluation.dialogues import dialogue_means, dialogue_numbers
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm, select_for_all
 from clusterlora.evaluation.train_responses import TrainResponses
@@ -256,7 +257,7 @@ def _arms(
     )
     metric = runner.study.evaluation.selection_metric
     n_answers = runner.answer(plan, choices, "val", _choosing_metrics(runner.study))
-    val_scores = runner.scores(plan, choices, "val", metric)
+    val_scores = by_dialogue(runner.state, runner.scores(plan, choices, "val", metric))
     chosen: dict[tuple[str, int, str], AdapterComposition] = {}
     for (name, seed, persona_id), compositions in arms.items():
         arm = 0
@@ -379,6 +380,20 @@ def _chunks(
         n_requests += 1
     if chunk:
         yield chunk
+
+
+def by_dialogue(
+    state: StudyState, scores: Mapping[tuple[str, AdapterComposition], np.ndarray]
+) -> dict[tuple[str, AdapterComposition], np.ndarray]:
+    """Return the scores of val items, as `scores_of` has them, as means of dialogues."""
+    dialogues = val_dialogues(state, dict.fromkeys(p for p, _ in scores))
+    return {(p, composition): dialogue_means(own, dialogues[p]) for (p, composition), own in scores.items()}
+
+
+def val_dialogues(state: StudyState, persona_ids: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return by persona the dialogue of each val item, in the order of the items."""
+    personas, model = state.dataset.by_id(), state.settings.model
+    return {p: dialogue_numbers([item.id for item in items(model, personas[p], "val")]) for p in persona_ids}
 
 
 def scores_of(

@@ -18,7 +18,7 @@ from clusterlora.planning.ladder import REFERENCE, command_to_continue, gated, r
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, work_plan
 from clusterlora.ports.stores import Stores
-from clusterlora.stages.evaluate import scores_of
+from clusterlora.stages.evaluate import scores_of, val_dialogues
 from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
 
 
@@ -127,6 +127,7 @@ def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores
         metric=METRICS[study.evaluation.headline],
         second=(*_judged_scores(state, rung, cluster, stores, second)[:2], METRICS[second]) if second else None,
         random_group=_random_group_scores(state, rung, stores) if cluster is None else None,
+        dialogues=val_dialogues(state, candidate),
     )
     if share == study.gate.share_improved:
         return verdict

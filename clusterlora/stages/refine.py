@@ -13,7 +13,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import Study
-from clusterlora.stages.evaluate import reference_losses
+from clusterlora.stages.evaluate import by_dialogue, reference_losses
 from clusterlora.values import AdapterComposition, WeightedAdapter
 
 
@@ -31,9 +31,8 @@ def refine_clusters(study_name: str, stores: Stores, log: RunLog) -> bool:
         plan = work_plan(state)
         compositions = [AdapterComposition((WeightedAdapter(name),)) for name in cluster_adapters(plan)]
         cluster_by_persona = clustering.cluster_by_persona()
-        losses = reference_losses(
-            state, stores, plan, [(p, composition) for p in cluster_by_persona for composition in compositions], "val", log
-        )
+        pairs = [(p, composition) for p in cluster_by_persona for composition in compositions]
+        losses = by_dialogue(state, reference_losses(state, stores, plan, pairs, "val", log))
         before = np.array(list(cluster_by_persona.values()))
         after = reassign(
             [np.stack([losses[p, composition] for composition in compositions], axis=1) for p in cluster_by_persona],

@@ -16,7 +16,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import TrialRun
 from clusterlora.results.tuning import words_of
-from clusterlora.stages.evaluate import scores_of
+from clusterlora.stages.evaluate import by_dialogue, scores_of
 from clusterlora.stages.keep import expose
 
 
@@ -53,12 +53,13 @@ def _losses(state: StudyState, step: TrialStep, stores: Stores) -> dict[Trial, f
     pairs = list(dict.fromkeys((p, arm) for trial in whole for p, arms in trial.plan.arms_by_persona for arm in arms))
     keys = {arm: plan.composition_key(arm) for _, arm in pairs}
     scores = scores_of(state, stores, keys, pairs, "val", "nll")
+    of_dialogues = by_dialogue(state, scores)
 
     def loss(trial: Trial) -> float | None:
         means: list[float] = []
         for p, arms in trial.plan.arms_by_persona:
-            of_arms = [scores[p, arm] for arm in arms]
-            means.append(float(of_arms[select_arm(of_arms, higher_is_better=False, margin_se=trial.plan.margin_se)].mean()))
+            chosen = select_arm([of_dialogues[p, arm] for arm in arms], higher_is_better=False, margin_se=trial.plan.margin_se)
+            means.append(float(scores[p, arms[chosen]].mean()))
         mean = float(np.mean(means))
         return mean if np.isfinite(mean) else None
 

@@ -53,18 +53,25 @@ def test_the_margin_is_the_difference_of_the_likelihoods_that_are_reported(plant
 def test_a_persona_with_one_exchange_is_accepted_and_stays_with_unified(planted: Planted) -> None:
     with data_from([one_exchange()], None) as data:
         (ana,) = assign("planted", data, planted.stores, LOG)
-    assert (ana.persona_id, ana.n_examples, ana.adapter) == ("ana", 1, "unified")
+    assert (ana.persona_id, ana.n_dialogues, ana.adapter) == ("ana", 1, "unified")
     assert ana.choice.cluster is None
     assert ana.choice.standard_error is None
     assert json.loads(json.dumps(record(ana)))["gain_in_standard_errors"] is None
     assert "| ana | 1 |" in markdown("planted", [ana])
 
 
-def test_repeated_dialogues_count_as_one_example_and_a_split_column_is_ignored(planted: Planted) -> None:
+def test_repeated_dialogues_count_as_one_and_a_split_column_is_ignored(planted: Planted) -> None:
     rows = [one_exchange(split="test"), one_exchange(split="test", response="WARM light at 40 %, Ana!"), one_exchange(response="No.")]
     with data_from([row | {"dialogue_id": number} for number, row in enumerate(rows)], None) as data:
         (ana,) = assign("planted", data, planted.stores, LOG)
-    assert ana.n_examples == 2
+    assert ana.n_dialogues == 2
+
+
+def test_one_dialogue_of_many_turns_moves_nobody(planted: Planted) -> None:
+    turns = [{"role": role, "content": text} for text in ("Warm light.", "Cool light.", "No light.") for role in ("user", "assistant")]
+    with data_from([{"persona_id": "ana", "messages": turns}], None) as data:
+        (ana,) = assign("planted", data, planted.stores, LOG)
+    assert (ana.n_dialogues, ana.adapter, ana.choice.standard_error) == (1, "unified", None)
 
 
 @pytest.mark.whole

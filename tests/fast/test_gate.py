@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from clusterlora.errors import BadData
 from clusterlora.evaluation.metrics import METRICS
@@ -152,6 +153,22 @@ def test_the_order_of_the_personas_changes_nothing():
 def test_one_item_gives_the_worst_persona_no_interval():
     worst = verdict(scores(0.9, n_items=1), scores(0.8, n_items=1)).criteria[2]
     assert (worst.ci_low, worst.ci_high) == (None, None)
+
+
+def test_the_worst_persona_has_an_interval_over_its_dialogues_as_their_turns_share_their_luck():
+    own = {"p": np.array([0.5, 0.7, 0.6, 0.4])}
+
+    def bounds(items: dict[str, np.ndarray], dialogues: dict[str, np.ndarray] | None = None) -> tuple[float | None, float | None]:
+        judged = judge(items, shifted(items, -0.1), STRICT, rung="own", adapter="a", rng=np.random.default_rng(0), dialogues=dialogues)
+        worst = judged.criteria[2]
+        assert worst.name == "worst_persona"
+        return worst.ci_low, worst.ci_high
+
+    half = stats.t.ppf(0.975, 3) * np.std([0.5, 0.7, 0.6, 0.4], ddof=1) / 2
+    assert bounds(own) == pytest.approx((0.55 - half, 0.55 + half)), "one turn per dialogue: Student's interval"
+    twice = {"p": np.repeat(own["p"], 2)}
+    assert bounds(twice, {"p": np.repeat(np.arange(4), 2)}) == pytest.approx(bounds(own)), "a turn that repeats another tells nothing more"
+    assert bounds(own, {"p": np.zeros(4, dtype=np.int64)}) == (None, None)
 
 
 def test_sides_that_do_not_match_are_refused():

@@ -1,4 +1,4 @@
-"""New personas: which are held out, what is trained without them, and that choices depend on train examples only."""
+"""New personas: which are held out, what is trained without them, and that choices depend on train dialogues only."""
 
 from dataclasses import replace
 from functools import cache
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.comparison.new_personas import EXAMPLES, NewPersonas, Scores, new_personas
+from clusterlora.comparison.new_personas import DIALOGUES, NewPersonas, Scores, new_personas
 from clusterlora.comparison.new_personas_words import markdown, off, sentence
 from clusterlora.config import resolve
 from clusterlora.method_settings import AssignmentSettings, MergeSettings
@@ -53,7 +53,7 @@ def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 def measured(
     gain: float, *, seed: int, n_personas: int = 30, n_items: int = 20, noise: float = 0.3
 ) -> tuple[Scores, Scores, dict[str, int]]:
-    """Return losses of train examples, test scores and clusters of people whose own cluster is better than unified by `gain`."""
+    """Return losses of train dialogues, test scores and clusters of people whose own cluster is better than unified by `gain`."""
     rng = np.random.default_rng(seed)
     clusters = {f"p{number}": number % 3 for number in range(30)}
 
@@ -65,6 +65,11 @@ def measured(
     return {p: table(p, -1) for p in clusters}, {p: table(p, 1) for p in clusters}, clusters
 
 
+def each_its_own(scores: Scores) -> dict[str, np.ndarray]:
+    """Return the dialogues of items that are dialogues of their own."""
+    return {p: np.arange(len(its)) for p, its in scores.items()}
+
+
 @cache
 def curve(gain: float, *, seed: int, poison: bool = False) -> NewPersonas:
     losses, scores, clusters = measured(gain, seed=seed)
@@ -72,14 +77,15 @@ def curve(gain: float, *, seed: int, poison: bool = False) -> NewPersonas:
         scores = {p: -its for p, its in scores.items()}
     tested = {"embedding_similarity": scores, "nll": {p: -its for p, its in scores.items()}}
     rng = np.random.default_rng(0)
-    return new_personas(losses, tested, clusters, metric="embedding_similarity", higher_is_better=True, draws=400, rng=rng)
+    dialogues = each_its_own(scores)
+    return new_personas(losses, tested, dialogues, clusters, metric="embedding_similarity", higher_is_better=True, draws=400, rng=rng)
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_more_examples_find_the_better_cluster_more_often_and_one_finds_it_only_without_a_margin(seed: int) -> None:
+def test_more_dialogues_find_the_better_cluster_more_often_and_one_finds_it_only_without_a_margin(seed: int) -> None:
     results = curve(0.3, seed=seed)
-    assert [o.n_examples for o in results.chosen] == [o.n_examples for o in results.nearest] == list(EXAMPLES)
+    assert [o.n_dialogues for o in results.chosen] == [o.n_dialogues for o in results.nearest] == list(DIALOGUES)
     assert results.chosen[0].leave == results.chosen[0].headline.mean == results.chosen[0].headline.high == 0
     assert results.nearest[0].headline.low > 0
     gains = [o.headline.mean for o in results.chosen]
@@ -113,10 +119,10 @@ def test_the_sentence_follows_from_the_numbers() -> None:
     assert "choosing between the clusters and unified beats unified" in text
     assert "nothing" not in text
     best = results.chosen[-1].headline
-    assert f"by 3 examples ({100 * results.chosen[1].headline.mean:+.2f} points [" in text
-    assert f"10 examples ({100 * best.mean:+.2f} points [{100 * best.low:+.2f}, {100 * best.high:+.2f}], " in text
-    assert "is worse than unified by 3 examples" in sentence(replace(results, chosen=curve(0.4, seed=4, poison=True).chosen))
-    assert markdown(results).count("\n| ") == 1 + 2 * len(EXAMPLES) + 2
+    assert f"by 3 dialogues ({100 * results.chosen[1].headline.mean:+.2f} points [" in text
+    assert f"10 dialogues ({100 * best.mean:+.2f} points [{100 * best.low:+.2f}, {100 * best.high:+.2f}], " in text
+    assert "is worse than unified by 3 dialogues" in sentence(replace(results, chosen=curve(0.4, seed=4, poison=True).chosen))
+    assert markdown(results).count("\n| ") == 1 + 2 * len(DIALOGUES) + 2
 
 
 @pytest.mark.whole
@@ -127,12 +133,26 @@ def test_choices_do_not_see_test_scores() -> None:
     assert clean.chosen[-1].headline.mean == pytest.approx(-poisoned.chosen[-1].headline.mean)
 
 
-def test_a_persona_counts_only_up_to_its_number_of_examples() -> None:
+def test_the_oracle_does_not_pick_by_the_turns_of_a_dialogue_that_it_is_scored_on() -> None:
+    losses, _, clusters = measured(0.0, seed=1)
+    rng, dialogues = np.random.default_rng(2), {p: np.array([0, 0, 0, 1]) for p in clusters}
+    # What is right of one dialogue is wrong of the other, so what is picked on either gains nothing.
+    scores = {p: np.array([[0.0, 1, 0, 0]] * 3 + [[0.0, 0, 1, 0]]) for p in clusters}
+    tested = {"embedding_similarity": scores, "nll": {p: -its for p, its in scores.items()}}
+    results = new_personas(losses, tested, dialogues, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
+    assert (results.oracle.headline.mean, results.oracle.leave) == (0, 1)
+    one = {p: np.zeros(4, dtype=np.int64) for p in clusters}
+    alone = new_personas(losses, tested, one, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
+    assert (alone.oracle.headline.mean, alone.oracle.leave) == (0, 0), "one dialogue cannot be halved, so everybody stays with unified"
+
+
+def test_a_persona_counts_only_up_to_its_number_of_dialogues() -> None:
     losses, scores, clusters = measured(0.3, seed=1)
     losses = {p: its[:4] if p == "p0" else its for p, its in losses.items()}
     tested = {"embedding_similarity": scores, "nll": scores}
     rng = np.random.default_rng(0)
-    results = new_personas(losses, tested, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
+    dialogues = each_its_own(scores)
+    results = new_personas(losses, tested, dialogues, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
     assert [o.n_personas for o in results.chosen] == [30, 30, 29, 29]
     assert [o.n_personas for o in results.nearest] == [30, 30, 29, 29]
     assert results.own.n_personas == 30

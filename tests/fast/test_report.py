@@ -134,8 +134,8 @@ def test_what_speaks_against_the_models_stands_beside_the_verdict_as_text(report
 
 def test_new_personas_are_shown_with_their_sentence(read: Reader) -> None:
     words = " ".join(read.words)
-    assert "beats unified by 10 examples (+4.12 points [+2.12, +6.12], 50% leave unified)" in words
-    assert "is not shown to differ from unified by 3 examples" in words
+    assert "beats unified by 10 dialogues (+4.12 points [+2.12, +6.12], 50% leave unified)" in words
+    assert "is not shown to differ from unified by 3 dialogues" in words
     assert "held_out_share" not in words
 
 

@@ -190,8 +190,15 @@ def test_routing_may_choose_what_a_method_with_retrieval_answers_with(
     seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = begun(seven, stores, "retrieval", "selective_routing", counts=(2,))
-    monkeypatch.setattr(evaluating, "select_arm", lambda scores, **_: len(scores) - 1)
+    n_units: set[int] = set()
+
+    def last(scores: Sequence[np.ndarray], **_: object) -> int:
+        n_units.update(map(len, scores))
+        return len(scores) - 1
+
+    monkeypatch.setattr(evaluating, "select_arm", last)
     run_rest(study, stores)
+    assert n_units == {study.data.val}, "arms are chosen by val dialogues, whatever their number of turns"
     routes = {(route.method, route.persona_id): route.composition for route in stores.studies.routes(study.name)}
     for persona_id in state_of(study, stores).dataset.ids:
         assert routes["selective_routing", persona_id] == routes["retrieval", persona_id]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from clusterlora.evaluation.dialogues import dialogue_means, dialogue_numbers
 from clusterlora.evaluation.select import margin_for, select_arm
 
 
@@ -37,3 +38,24 @@ def test_an_arm_that_is_clearly_better_is_found_among_many() -> None:
     rng = np.random.default_rng(6)
     arms = [rng.normal(2.0, 0.1, 10) for _ in range(12)]
     assert select_arm([*arms[:5], arms[5] - 0.5, *arms[6:]], higher_is_better=False, margin_se=1.0) == 5
+
+
+@pytest.mark.parametrize(("n_dialogues", "n_turns"), [(3, 4), (5, 2)])
+def test_turns_of_a_dialogue_that_share_its_luck_make_nobody_leave_oftener(n_dialogues: int, n_turns: int) -> None:
+    rng, draws = np.random.default_rng(8), 1500
+    dialogue = np.repeat(np.arange(n_dialogues), n_turns)
+    left = 0
+    for _ in range(draws):
+        # Both arms are alike: each has luck with a dialogue, which its turns share.
+        arms = [rng.normal(0, 0.2, n_dialogues)[dialogue] + rng.normal(0, 0.1, len(dialogue)) for _ in range(2)]
+        left += select_arm([dialogue_means(arm, dialogue) for arm in arms], higher_is_better=False, margin_se=1.0)
+    # Four standard errors. With turns for units it would be .35 and .25.
+    assert left / draws == pytest.approx(stats.t.sf(1, n_dialogues - 1), abs=4 * np.sqrt(0.2 * 0.8 / draws))
+
+
+def test_items_are_averaged_by_their_dialogue() -> None:
+    numbers = dialogue_numbers(["b#2", "b#4", "a#2", "a#x#2", "b#6", "alone"])
+    assert numbers.tolist() == [0, 0, 1, 2, 0, 3]
+    assert dialogue_means(np.array([1.0, 2.0, 5.0, 7.0, 6.0, 9.0]), numbers).tolist() == [3, 5, 7, 9]
+    assert dialogue_means(np.array([[1.0, 0.0], [3.0, 8.0]]), np.array([0, 0])).tolist() == [[2, 4]]
+    assert dialogue_means(np.zeros(0), dialogue_numbers([])).tolist() == []
