@@ -1,6 +1,7 @@
 """Open the study database: dialects, locking, migration on first use, and the error when it does not answer."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ _CONNECT_SECONDS = 10
 _EXAMPLES = "sqlite:///path/to/file.db or postgresql://user@host/name"
 _SQLITE = {
     "file is not a database": ("is damaged", "bring back a backup, or move the file away and begin anew, which trains adapters again"),
+    "Could not decode": ("is damaged", "bring back a backup, or move the file away and begin anew, which trains adapters again"),
     "malformed": ("is damaged", "bring back a backup, or move the file away and begin anew, which trains adapters again"),
     "disk is full": ("cannot be written, as the disk is full", "free some space and run the same command again"),
     "readonly": ("cannot be written", "give yourself the right to write it, or set CLUSTERLORA_HOME to another folder"),
@@ -30,6 +32,8 @@ _SQLITE = {
     "unable to open": ("cannot be opened", "it must be a file that you can write, in a folder that you can write"),
 }
 """What SQLite says of a file, in our words, and what helps."""
+_SMALLEST_GROWTH_BYTES = 64 * 2**10
+"""SQLite's shared memory grows by 32 kB and its log by pages: with less than this free, a file that cannot be written has no space."""
 _MIGRATION_LOCK = 0x636C6F7261
 """PostgreSQL advisory lock taken while migrating ("clora" in ASCII)."""
 
@@ -111,8 +115,26 @@ class Database:
             if in_statement or type(error) not in (OperationalError, InterfaceError, DatabaseError):
                 raise
             cause = str(error.orig).strip().partition("\n")[0]
-            what, fix = next((told for said, told in _SQLITE.items() if said in cause), ("does not answer", "start it or correct its URL"))
-            raise ServiceDown(f"study database {self.redacted_url} {what}: {cause}; {fix}") from error
+            if cause == "disk I/O error" and self._disk_is_full():
+                cause = "database or disk is full"
+            raise self._service_down(cause) from error
+        except UnicodeDecodeError as error:
+            if self._url.get_backend_name() != "sqlite":
+                raise
+            # Damage in a text that the driver itself reads, such as a table's name in a message, is no error of the database.
+            raise self._service_down(f"Could not decode a text in it ({error.reason})") from error
+
+    def _service_down(self, cause: str) -> ServiceDown:
+        what, fix = next((told for said, told in _SQLITE.items() if said in cause), ("does not answer", "start it or correct its URL"))
+        return ServiceDown(f"study database {self.redacted_url} {what}: {cause}; {fix}")
+
+    def _disk_is_full(self) -> bool:
+        """Return whether SQLite cannot add to its files: its shared memory alone grows by 32 kB, and failing to is a disk error to it."""
+        try:
+            disk = os.statvfs(self._lock_file.parent)
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize < _SMALLEST_GROWTH_BYTES or (disk.f_files > 0 and not disk.f_favail)
 
     @property
     def _lock_file(self) -> Path:

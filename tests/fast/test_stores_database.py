@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import sqlite3
 from collections import Counter
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +167,44 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("this is not a database, it is a note of some length" * 50)
     with pytest.raises(ServiceDown, match=r"study\.db is damaged: file is not a database; bring back a backup"):
         SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "update studies set name = cast(x'ff' as text)",
+        "update sqlite_master set name = cast(x'b6' as text), sql = cast(x'b6' as text) where name = 'studies'",
+    ],
+    ids=["a text", "the name of a table"],
+)
+def test_bytes_that_are_no_text_are_damage(tmp_path: Path, damage: str) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    SqlStudyStore(url).create_study(prepared(Study(name="mine"), "float32"))
+    with sqlite3.connect(tmp_path / "study.db") as connection:
+        connection.execute("pragma writable_schema = on")
+        connection.execute(damage)
+    connection.close()
+    with pytest.raises(ServiceDown, match=r"study\.db is damaged: .*; bring back a backup"):
+        SqlStudyStore(url).studies()
+
+
+@pytest.mark.parametrize(
+    ("free_blocks", "told"),
+    [(2, "cannot be written, as the disk is full: .*; free some space"), (2**20, "does not answer: disk I/O error")],
+)
+def test_a_disk_error_without_free_space_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_blocks: int, told: str
+) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'study.db'}")
+    disk = SimpleNamespace(f_bavail=free_blocks, f_frsize=4096, f_files=0, f_favail=0)
+    monkeypatch.setattr(os, "statvfs", lambda _folder: disk)
+
+    @event.listens_for(database.engine, "connect", insert=True)
+    def fail(_connection: sqlite3.Connection, _record: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with pytest.raises(ServiceDown, match=rf"study\.db {told}"), database.reading():
+        pass
 
 
 @pytest.mark.parametrize("replaced", [False, True])
