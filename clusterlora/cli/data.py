@@ -23,6 +23,7 @@ _NAMES = {
     "described": "with a description",
     "duplicates": "repeated by a person",
     "beginnings": "parts of longer ones",
+    "overlapping": "share a conversation",
     "near_twins": "nearly another person's",
     "repetitive": "who repeats most",
     "other_shares": "other shares than asked",
@@ -186,6 +187,8 @@ def _print_summary(summary: "DataSummary") -> None:
         elif field.name == "similar_ids":
             alike = described(summary.similar_ids)
             value = f"{alike}: people of their own; if they are one person, write the ids alike" if alike else "nobody"
+        elif field.name == "near_twins" and value:
+            value = f"{value} of {summary.test} test dialogues: a leak for unified and clusters, which learn from several people"
         elif field.name == "other_shares":
             value = f"{len(value)} personas (first: {value[0]})" if value else "nobody"
         name = _NAMES.get(field.name, field.name.replace("_", " "))

@@ -1,13 +1,16 @@
 """Duplicate dialogues: equal after normalising case, space and punctuation, or with nearly the same set of words."""
 
-import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
 
 from clusterlora.data.near_sets import NearSets, WordNumbers
+from clusterlora.data.words import words
 from clusterlora.values import Dialogue
 
-_WORD = re.compile(r"\w+")
+_CHARACTER = ("Lo", "Lm")
+"""Unicode categories of letters without case: those of scripts that are written without spaces are among them."""
 
 
 def normalised_text(dialogue: Dialogue) -> str:
@@ -15,10 +18,40 @@ def normalised_text(dialogue: Dialogue) -> str:
     return normalize(" ".join(turn.text for turn in dialogue.turns if turn.role != "system"))
 
 
+@lru_cache(maxsize=4096)
 def normalize(text: str) -> str:
     """Return the case-folded words of a text, separated by single spaces; of a text without words, its characters."""
     plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_WORD.findall(plain)) or plain.strip()
+    return " ".join(words(plain)) or plain.strip()
+
+
+def is_character(word: str) -> bool:
+    """Return whether a word is a single letter as of Chinese, Japanese or Thai, with its marks, which are words of their own here."""
+    return unicodedata.category(word[0]) in _CHARACTER and all(unicodedata.category(mark).startswith("M") for mark in word[1:])
+
+
+def pieces(text: str) -> list[str]:
+    """Return what sets of a normalised text's words are compared by: its words, and for characters in a row every two neighbours.
+
+    Texts of one language soon have most characters of an alphabet in common, but few pairs. A space tells these from words.
+    """
+    found: list[str] = []
+    if text.isascii():
+        return text.split()
+    run: list[str] = []
+    for word in (*text.split(), ""):
+        if word and is_character(word):
+            run.append(word)
+            continue
+        found.extend(run if len(run) == 1 else map(" ".join, pairwise(run)))
+        run.clear()
+        found.append(word)
+    return found[:-1]
+
+
+def n_words(words_or_characters: Iterable[str]) -> float:
+    """Return the number of words, two characters of a script without spaces as one."""
+    return sum(0.5 if not word.isascii() and is_character(word) else 1.0 for word in words_or_characters)
 
 
 def duplicate_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -> tuple[tuple[int, ...], ...]:
@@ -32,8 +65,8 @@ def duplicate_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -
     for position, text in enumerate(texts):
         groups.union(first_with_text.setdefault(text, position), position)
     distinct = sorted(first_with_text.values())
-    words = WordNumbers()
-    word_sets = [words.numbers(texts[position].split()) for position in distinct]
+    numbers = WordNumbers()
+    word_sets = [numbers.numbers(pieces(texts[position])) for position in distinct]
     index = NearSets(word_sets)
     for position, word_set in zip(distinct, word_sets, strict=True):
         for near in index.near(word_set):
@@ -45,7 +78,7 @@ def _labelled_texts(dialogues: Sequence[Dialogue]) -> list[str]:
     """Return the words that the user said in each dialogue, without an instruction that is the same in all of them."""
     asked = [normalize(" ".join(turn.text for turn in dialogue.turns if turn.role == "user")).split() for dialogue in dialogues]
     common = set[str]().union(*asked[:1]).intersection(*asked[1:])
-    return [" ".join(word for word in words if word not in common) for words in asked]
+    return [" ".join(word for word in own if word not in common) for own in asked]
 
 
 class UnionFind:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clusterlora.data import SOURCES
 from clusterlora.data.canaries import with_canaries
-from clusterlora.data.conversations import beginnings
+from clusterlora.data.conversations import beginnings, n_overlapping
 from clusterlora.data.labels import check_labels, plain_labels
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.legacy_import import read_splits
@@ -163,6 +163,12 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
     # Many people label the same things: what somebody else said of one is no leak.
     shared = (frozenset[str](), frozenset[str]()) if labelled else _shared_texts(dataset)
     plan = SplitPlan(counts, settings.split_seed, *shared, use_all=settings.dialogues == "all", labelled=labelled)
+    if n_repeating := sum(map(n_overlapping, dataset.personas)):
+        log.warning(
+            "%d of %d dialogues repeat turns of another of their person, in messages, prompt or system text: they are one conversation",
+            n_repeating,
+            dataset.n_dialogues,
+        )
     done = [split_persona(persona, plan, _conversations(reading, persona)) for persona in dataset.personas]
     refused = {result.persona.id: result.refusal for result in done if result.refusal}
     _refuse(refused, reading, settings, problems)

@@ -1,4 +1,4 @@
-"""Dialogues that different people have in common, but for a name or a few words.
+"""Dialogues that different people have in common, but for names or a few words.
 
 What unified or a cluster's adapter learns from one of them is scored on the other: for these methods, a leak.
 """
@@ -6,9 +6,10 @@ What unified or a cluster's adapter learns from one of them is scored on the oth
 from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from itertools import chain
 
-from clusterlora.data.duplicates import normalised_text
-from clusterlora.data.near_sets import NearSets, WordNumbers, WordSet
+from clusterlora.data.duplicates import is_character, normalised_text, pieces
+from clusterlora.data.near_sets import FewApart, NearSets, WordNumbers, WordSet
 from clusterlora.values import Dialogue, Persona
 
 _LEAST_WORDS = 3
@@ -23,11 +24,17 @@ def own_words(personas: Sequence[Persona]) -> frozenset[str]:
 
 def nameless_text(dialogue: Dialogue, own: AbstractSet[str]) -> str:
     """Return the normalised text with a blank for each word in `own`; as it is where these are most of it, or fewer than 3 would remain."""
+
+    def is_own_character(word: str) -> bool:
+        return word in own and is_character(word)
+
     words = normalised_text(dialogue).split(" ")
     n_common = sum(word not in own for word in words)
     if n_common < max(_LEAST_WORDS, len(words) / 2):
         return " ".join(words)
-    return " ".join("" if word in own else word for word in words)
+    # A name of several characters is one, however many they are.
+    within_name = (is_own_character(before) and is_own_character(word) for before, word in zip(("", *words), words, strict=False))
+    return " ".join("" if word in own else word for word, is_rest in zip(words, within_name, strict=True) if not is_rest)
 
 
 def twins_note(personas: Sequence[Persona]) -> str | None:
@@ -45,21 +52,24 @@ def twins_note(personas: Sequence[Persona]) -> str | None:
 def near_twins(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
     """Return (persona id, dialogue id) of the test dialogues that nearly repeat a train dialogue of somebody else.
 
-    Near is a Jaccard similarity of 0.9 of the sets of words, as for near duplicates within a persona.
+    Near is a Jaccard similarity of 0.9 of the sets of words, as for near duplicates within a persona, or that each has at most two words
+    that the other lacks, and both have five in common: names and small words; of pairs of neighbouring characters, six and ten.
     """
     words = WordNumbers()
     owners_by_set: dict[WordSet, set[str]] = {}
     for persona in personas:
         for dialogue in persona.of_split("train"):
-            owners = owners_by_set.setdefault(words.numbers(normalised_text(dialogue).split()), set())
+            owners = owners_by_set.setdefault(words.numbers(pieces(normalised_text(dialogue))), set())
             # Two are enough: whoever asks is one of them at most.
             if len(owners) < _ENOUGH_OWNERS:
                 owners.add(persona.id)
+    tested = [(p.id, d.id, words.numbers(pieces(normalised_text(d)))) for p in personas for d in p.of_split("test")]
     learnt = tuple(owners_by_set)
-    index = NearSets(learnt)
+    frequencies = Counter(chain.from_iterable((*learnt, *(asked for _, _, asked in tested))))
+    indices = NearSets(learnt), FewApart(learnt, frequencies, words.pairs)
 
-    def somebody_else_learns(persona_id: str, dialogue: Dialogue) -> bool:
-        near = index.near(words.numbers(normalised_text(dialogue).split()))
+    def somebody_else_learns(persona_id: str, asked: WordSet) -> bool:
+        near = chain.from_iterable(index.near(asked) for index in indices)
         return any(owners_by_set[learnt[position]] - {persona_id} for position in near)
 
-    return tuple((p.id, d.id) for p in personas for d in p.of_split("test") if somebody_else_learns(p.id, d))
+    return tuple((persona_id, dialogue_id) for persona_id, dialogue_id, asked in tested if somebody_else_learns(persona_id, asked))

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from clusterlora.data.conversations import n_overlapping
 from clusterlora.data.duplicates import duplicate_groups
 from clusterlora.data.labels import check_labels
 from clusterlora.data.leaks import find_leaks
@@ -37,6 +38,7 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     check_labels(settings, done.dataset.personas, problems)
     counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
     counts["beginnings"] = reading.n_beginnings
+    counts["overlapping"] = sum(map(n_overlapping, reading.dataset.personas))
     alike: dict[str, Any] = {
         "similar_ids": similar_ids(persona.id for persona in reading.dataset.personas),
         "number_and_text": reading.number_and_text,

@@ -1,14 +1,14 @@
 """Exchanges of a persona, with the words of the prompt masked in the answer."""
 
-import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 from clusterlora.data.duplicates import duplicate_groups, normalize
 from clusterlora.values import Dialogue, Persona, Split, Turn
 
 MASK = "…"
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,14 @@ def _last_user_text(turns: tuple[Turn, ...]) -> str:
 
 
 def masked(text: str, *, given: str) -> str:
-    """Return the text with `MASK` for every word that `given` contains, regardless of case."""
+    """Return the text with `MASK` for every word that `given` contains, regardless of case.
+
+    Where no spaces separate words, a run of characters is masked if `given` contains all of them.
+    """
     given_words = set(normalize(given).split())
-    return _WORD.sub(lambda word: MASK if normalize(word[0]) in given_words else word[0], text)
+    runs = ((is_word, "".join(characters)) for is_word, characters in groupby(text, _is_of_word))
+    return "".join(MASK if is_word and given_words.issuperset(normalize(run).split()) else run for is_word, run in runs)
+
+
+def _is_of_word(character: str) -> bool:
+    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")

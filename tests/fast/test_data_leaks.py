@@ -2,16 +2,21 @@
 
 import json
 import logging
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.data.conversations import beginnings, overlapping_pairs
+from clusterlora.data.conversations import beginnings, n_overlapping, overlapping_pairs, related_groups
+from clusterlora.data.duplicates import normalize, pieces
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import load, split
+from clusterlora.data.near_sets import PAIRS_APART, PAIRS_IN_COMMON, FewApart, WordNumbers
 from clusterlora.data.problems import Problems
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import SPLITS
@@ -195,14 +200,19 @@ def test_near_twins_in_somebody_elses_train_split_are_counted_and_named(tmp_path
 def expected_twins(dataset: Dataset) -> int:
     """Return the number of near twins, by comparing every pair."""
     from clusterlora.data.duplicates import normalised_text
-    from clusterlora.data.near_sets import NEAR
+    from clusterlora.data.near_sets import APART, IN_COMMON, NEAR
+
+    def near(one: set[str], other: set[str]) -> bool:
+        common = one & other
+        few_apart = len(common) >= IN_COMMON and max(len(one - common), len(other - common)) <= APART
+        return few_apart or len(common) >= NEAR * len(one | other)
 
     def words(dialogue: Dialogue) -> set[str]:
         return set(normalised_text(dialogue).split())
 
     return sum(
         any(
-            len(words(d) & words(other)) >= NEAR * len(words(d) | words(other))
+            near(words(d), words(other))
             for somebody in dataset.personas
             if somebody.id != persona.id
             for other in somebody.of_split("train")
@@ -306,3 +316,192 @@ def test_words_of_dropped_dialogues_still_tell_people_apart() -> None:
     )
     done = split(SourceData(people), DataSettings(train=2, val=1, test=1), Problems())
     assert [[len(persona.of_split(name)) for name in SPLITS] for persona in done.dataset.personas] == [[2, 1, 1]] * 4
+
+
+CHINESE = (
+    ("请把客厅的灯调暗一点好吗", "好的，客厅的灯已经调暗到三成了"),
+    ("今天晚上帮我放一点轻音乐", "正在播放上周列表里的轻音乐给你听"),
+    ("空调温度能不能再低两度", "空调现在设定为二十四度比刚才凉快"),
+    ("明天早上七点叫我起床吧", "闹钟定好了，早晨七点整会准时响起"),
+    ("请问今天外面天气怎么样", "外边出太阳而且挺暖和，不需要带伞"),
+    ("我想听一个睡前小故事呀", "从前有一座山山里有座庙住着老和尚"),
+)
+JAPANESE = (
+    ("居間の電気を少し暗くしてもらえますか", "かしこまりました、照明を暗くしました"),
+    ("今夜は静かな音楽をかけてください", "先週のリストから静かな曲を流します"),
+    ("明日の朝七時に起こしてください", "目覚まし時計を七時に合わせました"),
+    ("外の天気はどうなっていますか", "今日は晴れていてとても暖かいです"),
+    ("寝る前に短いお話を聞きたいな", "昔々あるところにおじいさんがいました"),
+    ("冷房の温度を二度下げられますか", "冷房を二十四度に設定しておきました"),
+)
+HINDI = (
+    ("बैठक की बत्ती थोड़ी धीमी कर दो", "ठीक है मैंने बैठक की बत्ती धीमी कर दी"),
+    ("आज रात हल्का संगीत चलाओ", "पिछले हफ्ते की सूची से गाने चल रहे हैं"),
+    ("कल सुबह सात बजे मुझे जगा देना", "सात बजे का अलार्म लगा दिया गया है"),
+    ("बाहर मौसम कैसा है बताओ", "आज धूप निकली है और काफी गर्मी है"),
+    ("सोने से पहले छोटी कहानी सुनाओ", "एक जंगल में एक बूढ़ा शेर रहता था"),
+    ("कमरे का तापमान दो डिग्री घटाओ", "तापमान अब बाईस डिग्री पर रखा है"),
+)
+THAI = (
+    ("ช่วยหรี่ไฟในห้องนั่งเล่นหน่อย", "หรี่ไฟในห้องนั่งเล่นให้เรียบร้อยแล้ว"),
+    ("คืนนี้เปิดเพลงเบาๆให้ฟังหน่อย", "กำลังเปิดเพลงจากรายการเมื่อสัปดาห์ก่อน"),
+    ("พรุ่งนี้เช้าปลุกฉันตอนเจ็ดโมง", "ตั้งนาฬิกาปลุกเวลาเจ็ดโมงเช้าไว้แล้ว"),
+    ("ข้างนอกอากาศเป็นอย่างไรบ้าง", "วันนี้แดดออกและอากาศค่อนข้างอบอุ่น"),
+    ("อยากฟังนิทานสั้นก่อนนอนจัง", "กาลครั้งหนึ่งมีสิงโตแก่อยู่กลางป่าใหญ่"),
+    ("ลดอุณหภูมิแอร์ลงสององศาได้ไหม", "ปรับแอร์เป็นยี่สิบสี่องศาเรียบร้อยแล้ว"),
+)
+ENGLISH = (
+    ("could you dim the lamp a little", "The lamp in the hall is down to thirty percent"),
+    ("play something quiet tonight", "Here comes the list that you made last week"),
+    ("is my bedroom too warm", "It has nineteen degrees, which you like best"),
+    ("wake me early tomorrow morning", "Your alarm rings at seven, before the bus leaves"),
+    ("what does the weather look like outside", "Sun until noon, then clouds from the west"),
+    ("tell a short story before I sleep", "Once upon a time a lion lost his roar"),
+)
+LANGUAGES = {"english": ENGLISH, "chinese": CHINESE, "japanese": JAPANESE, "hindi": HINDI, "thai": THAI}
+Exchanges = tuple[tuple[str, str], ...]
+
+
+def in_messages(talk: Exchanges, i: int) -> list[Turn]:
+    """Return the answer before, and the exchange."""
+    return [*(Turn("assistant", answer) for _, answer in talk[max(0, i - 1) : i]), Turn("user", talk[i][0]), Turn("assistant", talk[i][1])]
+
+
+def in_answers(talk: Exchanges, i: int) -> list[Turn]:
+    return [*(Turn("assistant", answer) for _, answer in talk[:i]), Turn("user", talk[i][0]), Turn("assistant", talk[i][1])]
+
+
+def in_another_answer(talk: Exchanges, i: int) -> list[Turn]:
+    """Return the whole history, and an answer that was made anew."""
+    before = [turn for asked, answer in talk[:i] for turn in (Turn("user", asked), Turn("assistant", answer))]
+    return [*before, Turn("user", talk[i][0]), Turn("assistant", f"{i}{i}")]
+
+
+def in_prompt(talk: Exchanges, i: int) -> list[Turn]:
+    history = "".join(f"User: {asked}\nAssistant: {answer}\n" for asked, answer in talk[:i])
+    return [Turn("user", f"{history}User: {talk[i][0]}\nAssistant:"), Turn("assistant", talk[i][1])]
+
+
+def in_chat_template(talk: Exchanges, i: int) -> list[Turn]:
+    history = "".join(f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n{a}<|im_end|>\n" for q, a in talk[:i])
+    return [Turn("user", f"{history}<|im_start|>user\n{talk[i][0]}<|im_end|>\n<|im_start|>assistant\n"), Turn("assistant", talk[i][1])]
+
+
+def in_system(talk: Exchanges, i: int) -> list[Turn]:
+    history = " | ".join(f"{asked} -> {answer}" for asked, answer in talk[:i])
+    return [Turn("system", f"So far: {history}"), Turn("user", talk[i][0]), Turn("assistant", talk[i][1])]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("form", [in_messages, in_answers, in_prompt, in_chat_template, in_system])
+def test_rows_with_the_history_in_any_form_are_one_conversation(form: Any, language: str) -> None:
+    exchanges = LANGUAGES[language]
+    talks = (exchanges[:3], exchanges[3:])
+    rows = [Dialogue(f"{k}-{i}", tuple(form(talk, i))) for k, talk in enumerate(talks) for i in range(3)]
+    assert related_groups(rows) == ((0, 1, 2), (3, 4, 5))
+    assert n_overlapping(Persona("ann", None, tuple(rows))) == 6
+
+
+def test_rows_whose_last_answer_was_made_anew_are_one_conversation_from_the_second_question_on() -> None:
+    talks = (ENGLISH[:4], ENGLISH[2:])
+    rows = [Dialogue(f"{k}-{i}", tuple(in_another_answer(talk, i))) for k, talk in enumerate(talks) for i in range(4)]
+    assert related_groups(rows) == ((0,), (1, 2, 3), (4,), (5, 6, 7))
+
+
+@pytest.mark.parametrize("answer", ["ok", "Done.", "The lights are on.", "灯已经打开了", "好的"])
+@pytest.mark.parametrize("form", [in_messages, in_answers, in_prompt, in_chat_template, in_system])
+def test_short_answers_that_fit_anywhere_join_no_conversations(form: Any, answer: str) -> None:
+    talks = [tuple((f"{word}{n}", answer) for n in range(2)) for word in ("up", "down", "left")]
+    rows = [Dialogue(f"{k}-{i}", tuple(form(talk, i))) for k, talk in enumerate(talks) for i in range(2)]
+    groups = related_groups(rows)
+    assert all(len({rows[position].id[0] for position in group}) == 1 for group in groups)
+    quoting = Dialogue("q", (Turn("user", f"Why do you say {answer} whenever I ask?"), Turn("assistant", "I like to be brief.")))
+    asked = Dialogue("a", (Turn("user", "Will you?"), Turn("assistant", answer)))
+    assert related_groups([asked, quoting]) == ((0,), (1,))
+
+
+def test_an_answer_to_several_questions_is_history_only_with_its_question() -> None:
+    refusal = "I am sorry, but I cannot help you with that today."
+    asked = [Dialogue(f"a{n}", (Turn("user", f"may I {what}"), Turn("assistant", refusal))) for n, what in enumerate(("fly", "swim"))]
+    history = Dialogue("h", (Turn("user", f"You said: {refusal} Why?"), Turn("assistant", "Because.")))
+    whole = Dialogue("w", (Turn("user", f"User: may I swim\nBot: {refusal}\nUser: why"), Turn("assistant", "Never mind.")))
+    other = Dialogue("o", (Turn("user", "Lights on!"), Turn("assistant", "Done.")))
+    assert related_groups([*asked, history, other]) == ((0,), (1,), (2,), (3,))
+    assert related_groups([*asked, whole, other]) == ((0,), (1, 2), (3,))
+
+
+def test_an_example_that_every_prompt_shows_joins_none_of_them() -> None:
+    example = f"Answer as in this example. User: {ENGLISH[0][0]} Assistant: {ENGLISH[0][1]}"
+    rows = [Dialogue(f"d{n}", (Turn("system", example), Turn("user", q), Turn("assistant", a))) for n, (q, a) in enumerate(ENGLISH)]
+    assert related_groups(rows) == tuple((n,) for n in range(6))
+
+
+def test_overlapping_rows_of_a_file_stay_on_one_side_and_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"persona_id": p, "prompt": turns[0].text, "response": turns[1].text}
+        for p in ("ann", "bob")
+        for k in range(6)
+        for i in range(3)
+        for talk in (tuple((f"{p}{k}{n}", " ".join(f"{p}{k}{n}{letter}" for letter in "abcdefg")) for n in range(3)),)
+        for turns in (in_prompt(talk, i),)
+    ]
+    planted = settings(tmp_path, rows, train=10, val=4, test=4)
+    with caplog.at_level(logging.WARNING):
+        dataset = load(planted)
+    for persona in dataset.personas:
+        learnt = [turn.text for d in persona.of_split("train") for turn in d.turns]
+        assert not any(d.turns[-1].text in text for d in persona.of_split("test") for text in learnt)
+    assert "36 of 36 dialogues repeat turns of another of their person" in caplog.text
+    assert examine(planted).overlapping == 36
+
+
+NAMES_OF = {
+    "english": ("Ana", "Ben", "Cleo", "Dan"),
+    "chinese": ("小明", "小红", "阿强", "丽丽"),
+    "japanese": ("太郎", "花子", "健太", "美咲"),
+    "hindi": ("राम", "सीता", "मोहन", "गीता"),
+    "thai": ("แดง", "ดำ", "ขาว", "ฟ้า"),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("shift", [0, 1], ids=["shared by two", "from one pool"])
+def test_twins_are_counted_whatever_names_differ_and_in_every_language(language: str, shift: int) -> None:
+    """Names that several people use are no own words, so that such dialogues may be on two sides."""
+    names = NAMES_OF[language]
+    order: tuple[Split, ...] = ("train", "train", "val", "test")
+    people = tuple(
+        Persona(
+            f"p{p}",
+            None,
+            tuple(
+                Dialogue(f"d{i}", (Turn("user", q), Turn("assistant", f"{names[(p // 2 + shift * i) % 4]} {a}")), split=order[(i + p) % 4])
+                for i, (q, a) in enumerate(LANGUAGES[language])
+            ),
+        )
+        for p in range(8)
+    )
+    assert len(near_twins(people)) == sum(len(persona.of_split("test")) for persona in people)
+    different = tuple(replace(p, dialogues=p.dialogues[i % 6 : i % 6 + 1]) for i, p in enumerate(people[:6]))
+    apart = tuple(replace(p, dialogues=tuple(replace(d, split=s) for d in p.dialogues)) for p, s in zip(different, SPLITS * 2, strict=True))
+    assert near_twins(apart) == (), "other dialogues of the same people are none"
+
+
+def test_few_words_apart_are_those_found_by_comparing_every_pair_of_characters() -> None:
+    rng = Random(0)
+    numbers = WordNumbers()
+    texts = ["".join(rng.choices("天地人你我他们来去上下", k=rng.randint(14, 20))) for _ in range(300)]
+    texts += [text[:5] + "山水" + text[5:] for text in texts[:100]]
+    sets = [numbers.numbers(pieces(normalize(text))) for text in texts]
+    index = FewApart(sets, Counter(word for one in sets for word in one), numbers.pairs)
+    n_found = 0
+    for one in sets:
+        expected = {
+            k
+            for k, other in enumerate(sets)
+            for common, alone in ((len({*one} & {*other}), max(len({*one} - {*other}), len({*other} - {*one}))),)
+            if common >= PAIRS_IN_COMMON and alone <= PAIRS_APART and 2 * common >= 5 * alone
+        }
+        assert set(index.near(one)) == expected
+        n_found += len(expected)
+    assert n_found > len(sets), "more than every set itself"
