@@ -48,17 +48,21 @@ def test_scripts_without_spaces_are_split_into_characters_and_others_into_words(
     assert words(text) == expected
 
 
-@given(st.text(st.characters(max_codepoint=0x058F, exclude_categories=["Mn", "Mc", "Me"])))
+@given(st.text(st.characters(max_codepoint=0x058F, exclude_categories=["Mn", "Mc", "Me"], exclude_characters="İ")))  # small it has a mark
 def test_scripts_with_spaces_are_split_between_what_is_no_letter_or_digit(text: str) -> None:
     letters = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", text))
     assert [word.casefold() for word in words(text) if word.isalnum()] == [word.casefold() for word in letters]
 
 
+def letters_of(text: str) -> str:
+    """Return the letters and digits without their case; a letter's other case may be a letter with a mark."""
+    return "".join(filter(str.isalnum, "".join(filter(str.isalnum, text)).casefold()))
+
+
 @given(st.text())
 def test_no_letter_is_lost_and_no_word_begins_with_a_mark(text: str) -> None:
     tokens = words(text)
-    letters = "".join(letter for letter in unicodedata.normalize("NFC", text) if letter.isalnum()).casefold()
-    assert "".join(letter for letter in "".join(tokens).casefold() if letter.isalnum()) == "".join(filter(str.isalnum, letters))
+    assert letters_of("".join(tokens)) == letters_of(unicodedata.normalize("NFC", text))
     assert not [token for token in tokens if unicodedata.category(token[0]).startswith("M")]
 
 
