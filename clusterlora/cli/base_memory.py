@@ -13,11 +13,12 @@ _MEASURED = 1.4
 _FORMATS: tuple[tuple[Quantisation, str], ...] = (("none", "fits"), ("int8", "fits in 8 bit"), ("nf4", "fits in 4 bit"))
 
 
-def study_to_measure(base: str, file: Path | None, settings: tuple[str, ...]) -> Study:
-    """Return the study of these settings on a base. Raises BadSettings."""
+def study_to_measure(base: str | None, file: Path | None, settings: tuple[str, ...]) -> Study:
+    """Return the study of these settings, on a base where one is named. Raises BadSettings."""
     from clusterlora.config import parse_setting, resolve
 
-    return resolve(None, file, {"model.base": base} | dict(parse_setting(text) for text in settings))
+    named = {} if base is None else {"model.base": base}
+    return resolve(None, file, named | dict(parse_setting(text) for text in settings))
 
 
 def base_memory(study: Study) -> tuple[bool, str, str]:

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clusterlora.cli.base_memory import base_memory, study_to_measure
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.orchestration import deployments, in_prefect, services_home
+
+if TYPE_CHECKING:
+    from clusterlora.settings import Study
 from clusterlora.errors import ServiceDown
 
 _DISK_BYTES = 5_000_000_000
@@ -37,17 +40,20 @@ class Check:
 @click.command(
     epilog="\b\nExamples:\n  clusterlora doctor && clusterlora study run --preset quick\n"
     "  clusterlora doctor --base-model Qwen/Qwen2.5-7B-Instruct --set recipe.rank=16\n"
+    "  clusterlora doctor --config study.toml\n"
 )
 @click.option("--base-model", help="Also say whether training on this base fits into memory; its weights are not loaded.")
-@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with the study's settings.")
+@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file of a study: also say what it can show.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set any setting by its dotted name; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as a JSON list.")
 def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
     """Check machine, packages, disk, ports, GPU, servers and models, and print fixes. Exit 1 if a study would fail."""
-    if base_model is None and (file or settings):
-        raise click.UsageError("--config and --set say how a base is trained; name it with --base-model")
-    memory = [] if base_model is None else [Check("base model", *base_memory(study_to_measure(base_model, file, settings)))]
-    checks = [*_checks(), *memory]
+    if base_model is None and file is None and settings:
+        raise click.UsageError("--set changes a study or how a base is trained; name it with --config or --base-model")
+    study = None if base_model is None and file is None else study_to_measure(base_model, file, settings)
+    memory = [] if study is None or base_model is None else [Check("base model", *base_memory(study))]
+    power = [] if study is None or file is None else [_power(study, file)]
+    checks = [*_checks(), *memory, *power]
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks]))
     else:
@@ -55,6 +61,23 @@ def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...],
             click.echo(f"{'ok ' if check.good else 'BAD'} {check.what:<12} {check.found}{f'; {check.fix}' if check.fix else ''}")
     if not all(check.good for check in checks):
         raise click.exceptions.Exit(1)
+
+
+def _power(study: "Study", file: Path) -> Check:
+    """Return what the study's comparison can show on the people of its data; a study that can show nothing does not fail."""
+    from clusterlora.comparison.power import study_power
+    from clusterlora.data.validate import examine
+    from clusterlora.errors import BadData
+    from clusterlora.planning.ladder import REFERENCE
+
+    try:
+        summary = examine(study.data)
+    except BadData as problem:
+        return Check("data", False, str(problem).splitlines()[0], f"run: clusterlora data validate --config {file}")
+    if summary.refusal is not None:
+        return Check("data", False, summary.refusal.splitlines()[0], f"run: clusterlora data validate --config {file}")
+    power = study_power(study.methods, REFERENCE, summary.personas)
+    return Check("power", True, power.sentence if power else f"nothing is compared with {REFERENCE}")
 
 
 def _checks() -> Iterator[Check]:

@@ -11,7 +11,7 @@ from clusterlora.comparison.champion import choose_champion, find_obstacles
 from clusterlora.comparison.differences import Scored
 from clusterlora.comparison.pooled import pooled_values
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, RoutingBrackets
-from clusterlora.comparison.roles import can_win, contrasts, is_control
+from clusterlora.comparison.roles import can_win, contrast_pairs, is_control
 from clusterlora.comparison.scores import PairedScores, paired_scores
 from clusterlora.comparison.sentence import sentence
 from clusterlora.errors import BadData, BadSettings
@@ -183,9 +183,7 @@ def _contrasts(
         lead: the champion, else the reference.
         same_answers: methods that are the champion or the reference under another name, and so no runner-up.
     """
-    present = [(method, control) for method, control in contrasts() if control in scored.methods]
-    subjects = [m for m in dict.fromkeys((lead, *(m for m, _ in present))) if m in scored.methods and m != reference]
-    pairs = [(subject, control) for subject in subjects for method, control in present if subject in (lead, method)]
+    pairs = contrast_pairs(lead, scored.methods, reference)
     if lead is not None and lead != reference:
         runners_up = (r.method for r in best_first if can_win(r.method) and r.method not in (lead, reference, *same_answers))
         pairs = [*((lead, runner_up) for runner_up in list(runners_up)[:1]), *pairs]

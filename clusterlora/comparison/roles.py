@@ -1,5 +1,7 @@
 """The role of each method in a comparison, as its entry in METHODS says: one that can win, the base model, or a control."""
 
+from collections.abc import Sequence
+
 from clusterlora.methods import METHODS
 
 
@@ -21,6 +23,18 @@ def can_win(method: str) -> bool:
 def contrasts() -> tuple[tuple[str, str], ...]:
     """Return (method, control) for every control in the catalog that names the method it controls, in catalog order."""
     return tuple((method.contrast_with, name) for name, method in METHODS.items() if method.contrast_with is not None)
+
+
+def contrast_pairs(lead: str | None, methods: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
+    """Return (method, control) for every contrast of a comparison: the lead with all controls, other methods with their own.
+
+    Args:
+        lead: the champion, else the reference, which has none of its own.
+    """
+    present = [(method, control) for method, control in contrasts() if control in methods]
+    named = (method for method in (lead, *(method for method, _ in present)) if method is not None)
+    subjects = [method for method in dict.fromkeys(named) if method in methods and method != reference]
+    return [(subject, control) for subject in subjects for method, control in present if subject in (lead, method)]
 
 
 def deciding_control(method: str) -> str | None:

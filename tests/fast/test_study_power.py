@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from clusterlora.cli import main
 from clusterlora.comparison.power import enough_personas, study_power
+from clusterlora.comparison.sentence import claims_personalisation
 from clusterlora.evaluation.statistics import detectable_mean, smallest_p
 from clusterlora.gate.power import Power
 from clusterlora.planning.study_state import read_state
@@ -15,7 +18,10 @@ from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.judge import power_of_study
 from clusterlora.stages.prepare import prepare_study
+from tests.fixtures.comparison import compared, evaluation
 from tests.fixtures.stages import Notes
+
+doctor_module = import_module("clusterlora.cli.doctor")
 
 FOUR = ("baseline", "unified", "per_persona", "cluster", "hybrid", "prefix", "random_cluster")
 
@@ -37,9 +43,79 @@ def test_the_sentence_says_what_cannot_be_shown_and_the_fix() -> None:
     assert f"shows a true difference of {eight.detectable:.2f} standard deviations" in eight.sentence
     sixteen = study_power(FOUR, "unified", 16, sd=0.05)
     assert sixteen is not None
-    assert sixteen.detectable == detectable_mean(0.05 / 4, 15, n_units=16, n_tests=4)
+    assert sixteen.detectable == detectable_mean(0.05 / 4, 15, n_units=16, n_tests=5), "against the base model unified is tested, too"
+    assert sixteen.sentence.endswith(" points 80% of the time, even in the 5 tests against the base model, which ask for the most.")
+    without_base = study_power(FOUR[1:], "unified", 16, sd=0.05)
+    assert without_base is not None
+    assert without_base.detectable == detectable_mean(0.05 / 4, 15, n_units=16, n_tests=4)
+    assert without_base.sentence.endswith(" points 80% of the time.")
     assert study_power(("baseline", "cluster"), "unified", 50) is None
     assert study_power(("baseline", "unified"), "unified", 50) is None
+
+
+CONTROLS = ("random_cluster", "swapped_persona", "unified_longer", "unified_described", "unified_wide", "swapped_cluster")
+
+
+@pytest.mark.parametrize(
+    ("methods", "n_personas", "family", "n_tests", "enough"),
+    [
+        (("cluster",), 6, "base model", 2, 7),
+        (("cluster", "per_persona", "hybrid"), 7, "base model", 4, 8),
+        (("cluster", "per_persona", "hybrid"), 6, "methods", 3, 8),
+        (("cluster", "per_persona", "random_cluster", "swapped_persona"), 7, "contrasts", 4, 8),
+        (("cluster", "per_persona", *CONTROLS), 8, "contrasts", 12, 9),
+    ],
+)
+def test_what_cannot_be_shown_at_all_is_said_before_and_found_so_after(
+    methods: tuple[str, ...], n_personas: int, family: str, n_tests: int, enough: int
+) -> None:
+    methods = ("baseline", "unified", *methods)
+    # Every method beats the next by twenty points for everybody.
+    gains = {"cluster": 0.9, "per_persona": 0.8, "hybrid": 0.7, "unified": 0.5, "baseline": 0.1} | dict.fromkeys(CONTROLS, 0.3)
+    before = study_power(methods, "unified", n_personas)
+    assert before is not None
+    assert (before.family, before.n_tests, before.enough, before.detectable) == (family, n_tests, enough, None)
+    assert f"use at least {enough} personas" in before.sentence
+    rows = evaluation({method: gains[method] for method in methods}, (n_personas,), noise=0.001)
+    after = compared(rows)
+    assert (after.champion is None) == (family != "contrasts")
+    assert not claims_personalisation(after)
+    if family == "contrasts":
+        assert n_tests >= len(after.contrasts), "of per_persona there would be the most"
+        assert f"can show no gain of {' or '.join(before.unclaimable)} to be personal" in before.sentence
+    with_enough = study_power(methods, "unified", enough)
+    assert with_enough is not None
+    assert with_enough.detectable is not None
+    more = compared(evaluation({method: gains[method] for method in methods}, (enough,), noise=0.001))
+    assert more.champion == "cluster"
+    assert claims_personalisation(more) == ("random_cluster" in methods)
+
+
+def test_the_contrasts_limit_where_controls_are_many() -> None:
+    power = study_power(("baseline", "unified", "cluster", *CONTROLS), "unified", 16)
+    assert power is not None
+    assert power.detectable == detectable_mean(1 / 4, 15, n_units=16, n_tests=6)
+    assert power.sentence.endswith(", even in the 6 contrasts with controls and the runner-up, which ask for the most.")
+
+
+def test_the_doctor_says_it_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "_checks", lambda: iter(()))
+    file = tmp_path / "study.toml"
+    file.write_text(
+        'name = "few"\nmethods = ["baseline", "unified", "cluster"]\n[data]\nsource = "synthetic"\n'
+        "[data.synthetic]\ncluster_sizes = [3, 3]\n[clustering]\nk = 2\n"
+    )
+    assert main(["doctor", "--config", str(file), "--json"]) == 0
+    (check,) = json.loads(capsys.readouterr().out)
+    assert check["what"] == "power"
+    assert "With 6 personas and 1 method that could win the comparison can name no champion" in check["found"]
+    assert main(["doctor", "--config", str(file), "--set", "methods=['cluster']", "--json"]) == 0
+    assert "nothing is compared with unified" in capsys.readouterr().out
+    gone = ["--set", "data.source=table", "--set", f"data.path={tmp_path / 'gone.jsonl'}"]
+    assert main(["doctor", "--config", str(file), *gone]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith("BAD data ")
+    assert f"run: clusterlora data validate --config {file}" in told
 
 
 def test_preparing_a_study_says_it(seven: Study, stores: Stores) -> None:
@@ -59,6 +135,7 @@ def test_validating_data_says_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_once_the_base_model_has_answered_it_is_said_in_points(seven: Study, stores: Stores) -> None:
+    seven = replace(seven, methods=tuple(method for method in seven.methods if method != "baseline"))
     prepare_study(seven, stores, SilentLog())
     unknown = power_of_study(read_state(seven.name, stores))
     assert unknown is not None

@@ -122,4 +122,4 @@ def test_the_doctor_sums_the_gpus_that_a_base_may_be_spread_over(
 
 def test_settings_without_a_base_to_measure_are_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--set", "recipe.rank=4"]) == 2
-    assert "name it with --base-model" in capsys.readouterr().err
+    assert "name it with --config or --base-model" in capsys.readouterr().err
