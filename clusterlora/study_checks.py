@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from clusterlora.catalog import Catalog
+from clusterlora.chat.source import frozen_source
 from clusterlora.errors import BadSettings
 from clusterlora.method_settings import MergeSettings
 from clusterlora.recipe import MOST_RANK
@@ -31,6 +33,7 @@ def problems(study: Study) -> Iterator[str]:
         _people_problems(study),
         _task_problems(study),
         _judge_problems(study),
+        _template_problems(study),
         _kind_problems(study),
         _gate_problems(study),
         _retrieval_problems(study),
@@ -173,13 +176,28 @@ def _judge_problems(study: Study) -> Iterator[str]:
             f"evaluation.metrics: judge asks a language model, and judge.{missing[0]} is missing; "
             "--set judge.address=http://127.0.0.1:8000/v1 --set judge.model=NAME, or leave it out"
         )
-    if judge.address is not None and not judge.address.startswith(("http://", "https://")):
-        yield f"judge.address = {judge.address!r}: is no address; begin it with http:// or https://"
+    if judge.address is not None and not _is_web_address(judge.address):
+        yield f"judge.address = {judge.address!r}: is no address; write it as http://HOST:PORT/v1, or with https://"
     if asked and "unified" not in study.methods:
         yield "evaluation.metrics: judge compares with unified, which is not among the methods; add it or leave judge out"
     for field in ("second_headline", "selection_metric"):
         if getattr(study.evaluation, field) == "judge":
             yield f"evaluation.{field} = 'judge': is known on test alone, when methods are compared; name another metric"
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an end, or a port that is no number
+        return False
+
+
+def _template_problems(study: Study) -> Iterator[str]:
+    try:
+        frozen_source("", study.model.template_arguments, study.model.template_date)
+    except BadSettings as problem:
+        yield str(problem)
 
 
 def _kind_problems(study: Study) -> Iterator[str]:

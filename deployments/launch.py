@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 
 from clusterlora.config import as_mapping
-from clusterlora.errors import ServiceDown, UnknownName
+from clusterlora.errors import BadSettings, ServiceDown, UnknownName
 from clusterlora.metadata import Decision
 from clusterlora.planning.ladder import awaits_decision
 from clusterlora.planning.study_state import read_state
@@ -157,6 +157,35 @@ def launch(study: Study, services: LocalServices) -> UUID:
             deployment.id, name=parent_name(study.name), parameters={"config": as_mapping(study)}, tags=[f"study:{study.name}"]
         )
         return run.id
+
+
+def refuse_unknown_pool(pool: str, *, home: Path) -> None:
+    """Check that a study can train in a pool: the services of this machine have a deployment to it, or will have once they are started.
+
+    Raises:
+        BadSettings: they have not.
+        ServiceDown: the Prefect server runs and does not answer.
+    """
+    if pool == "gpu":
+        return
+    from prefect.exceptions import ObjectNotFound
+
+    from deployments.apply import POOLS, pool_type
+
+    if (services := local_services.status(home)) is None:
+        # Those of containers are left out on a machine of one's own.
+        is_known = pool_type(pool) == "process" and pool.startswith("gpu") and any(file.stem == pool for file in POOLS.glob("*.json"))
+        fix = "set runtime.gpu_pool=gpu, or run `clusterlora up` first if it was added to Prefect by hand"
+    else:
+        fix = "set runtime.gpu_pool=gpu, or add the pool and its deployments to Prefect"
+        try:
+            with connect(services) as client:
+                client.read_deployment_by_name(f"train/train-{pool}")
+            is_known = True
+        except ObjectNotFound:
+            is_known = False
+    if not is_known:
+        raise BadSettings(f"runtime.gpu_pool = {pool!r}: this machine's Prefect has no deployment that trains in that pool; {fix}")
 
 
 def problems_of_local_pools(services: LocalServices) -> tuple[PoolProblem, ...]:

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from clusterlora.catalog import Catalog
-from clusterlora.errors import ModelUnavailable
+from clusterlora.errors import ModelUnavailable, printable
+from clusterlora.models.checks import read_settings
 from clusterlora.models.hub import hub_snapshot
-from clusterlora.models.loading import first_line, without_progress_bars
-from clusterlora.models.weights import PICKLE_SUFFIXES, combined_sha256, file_sha256
+from clusterlora.models.loading import one_line, quiet
+from clusterlora.models.weights import PICKLE_SUFFIXES, combined_sha256, file_sha256, kind_of_file
 from clusterlora.ports.embedder import Embedder
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ CACHE_SIZE = 50_000
 """Embeddings cached in memory: 77 MB at 384 dimensions."""
 _AT_ONCE = 16_384
 """Texts given to the model at once."""
+_TRIAL = "A text, un texte, 一段文字."
+ADDED_TOKENS = 2
+"""Tokens that a model puts around every text."""
 
 
 def minilm_folder() -> Path:
@@ -125,18 +129,50 @@ def load_embedder(name: str, *, device: str = "cpu") -> Embedder:
         name: a key of EMBEDDING_MODELS, a local sentence-transformers folder, or a hub id.
 
     Raises:
-        ModelUnavailable: it cannot be found, fetched or loaded, or holds pickled weights.
+        ModelUnavailable: it cannot be found, fetched or loaded, holds pickled weights, or embeds a text as no direction.
     """
     folder, revision = _find(name)
-    from sentence_transformers import SentenceTransformer
-
     safe = {"use_safetensors": True}
-    try:
-        with without_progress_bars():
-            model = SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=safe)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelUnavailable(f"embedding model {name!r} in {folder} cannot be loaded: {first_line(error)}") from error
-    return SentenceEmbedder(name, revision, model)
+    with one_line(f"embedding model {name!r} in {folder}", folder), quiet():
+        from sentence_transformers import SentenceTransformer
+
+        most_tokens(folder)
+        model = SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=safe)
+        embedder = SentenceEmbedder(name, revision, model)
+        # Settings and weights that are none show when they are used.
+        vector = embedder.encode([_TRIAL])[0]
+    if not np.isfinite(vector).all() or not vector.any():
+        found = "numbers that are none" if not np.isfinite(vector).all() else "nothing but zeros"
+        raise ModelUnavailable(f"embedding model {name!r} in {folder} embeds a text as {found}: its weights are damaged; get them again")
+    return embedder
+
+
+def refuse_unusable_embedder(name: str) -> None:
+    """Check that an embedding model can be used; the weights of those in EMBEDDING_MODELS are the published ones.
+
+    Raises:
+        ModelUnavailable: as `load_embedder`.
+    """
+    if name in EMBEDDING_MODELS:
+        embedding_folder(name)
+    else:
+        load_embedder(name)
+
+
+def most_tokens(folder: Path) -> int | None:
+    """Return the tokens of a text that a sentence-transformers model reads, those it adds included; None where its folder does not tell.
+
+    Raises:
+        ModelUnavailable: it tells no number of tokens.
+    """
+    file = folder / "sentence_bert_config.json"
+    limit = read_settings(file).get("max_seq_length") if file.is_file() else None
+    if limit is not None and (type(limit) is not int or limit <= ADDED_TOKENS):
+        raise ModelUnavailable(
+            f"{file} has max_seq_length = {printable(repr(limit))}, which is no number of tokens of a text; get it again from where the "
+            "model comes from"
+        )
+    return limit
 
 
 def _find(name: str) -> tuple[Path, str]:
@@ -153,11 +189,15 @@ def _find(name: str) -> tuple[Path, str]:
 
 def _revision(folder: Path, name: str) -> str:
     """Return the hash of all weights of a sentence-transformers folder, whose modules may each have weights."""
-    weights = sorted(folder.rglob("*.safetensors"))
+    # What begins with a dot, as Git's folder does, no model reads.
+    every = [path for path in sorted(folder.rglob("*")) if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    weights = [path for path in every if path.suffix == ".safetensors"]
     if not weights:
         raise ModelUnavailable(f"embedding model {name!r}: {folder} holds no *.safetensors; save it with save_pretrained()")
+    if odd := next((path for path in every if not path.is_file() and (path in weights or not path.is_dir())), None):
+        raise ModelUnavailable(f"embedding model {name!r}: {odd} is {kind_of_file(odd)}; point to a complete folder")
     with_safetensors = {path.parent for path in weights}
-    pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLE_SUFFIXES and path.parent not in with_safetensors]
+    pickled = [path for path in every if path.suffix in PICKLE_SUFFIXES and path.parent not in with_safetensors]
     if pickled:
         raise ModelUnavailable(f"embedding model {name!r}: {pickled[0]} is pickled, which is never loaded; save it again as safetensors")
     return combined_sha256(weights)

@@ -1,17 +1,16 @@
 """Whether a base model and an embedding model know the language of the data: measured on a sample of answers before anything is trained."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import BaseModel
-from clusterlora.models.embedding import ENGLISH, embedding_folder
+from clusterlora.models.embedding import ADDED_TOKENS, ENGLISH, embedding_folder, most_tokens
 from clusterlora.models.language import languages
+from clusterlora.models.loading import one_line, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,11 +120,13 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
     from transformers import AutoTokenizer
 
     folder = embedding_folder(name)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with one_line(f"embedding model {name!r} in {folder}", folder), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
+        limit = most_tokens(folder)
     fix = f"use a multilingual one such as --set model.embedding={MULTILINGUAL}"
     if nll_settings:
         fix += f", or a headline without embeddings: chrf ({CHRF_SETTINGS}), or nll, for which nothing is generated ({nll_settings})"
-    ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
     n_tokens = sum(map(len, ids))
     unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / n_tokens if n_tokens and tokenizer.unk_token_id is not None else 0.0
     spoken = languages(answers)
@@ -146,20 +147,12 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
             f"embedding model {name} knows English, and {spoken.n_foreign} of a sample of {spoken.n_told} answers that are long enough to "
             f"tell are in another language, in which different answers look alike to it; {fix}"
         )
-    limit = _max_tokens(folder)
-    if limit is not None and (n_too_long := sum(len(row) > limit for row in ids)):
+    if limit is not None and (n_too_long := sum(len(row) > limit - ADDED_TOKENS for row in ids)):
         warnings.append(
-            f"embedding model {name} reads {limit} tokens, and {n_too_long} of a sample of {len(answers)} answers are longer: what follows "
-            "does not count for it"
+            f"embedding model {name} reads {limit - ADDED_TOKENS} tokens, and {n_too_long} of a sample of {len(answers)} answers are "
+            "longer: what follows does not count for it"
         )
     return Findings(tuple(refusals), tuple(warnings))
 
 
 CHRF_SETTINGS = '--set evaluation.headline=chrf --set \'evaluation.metrics=["chrf","nll","rouge_l","prompt_tokens"]\''
-
-
-def _max_tokens(folder: Path) -> int | None:
-    """Return the tokens of a text that a sentence-transformers model reads, without those it adds; None where its folder does not tell."""
-    file = folder / "sentence_bert_config.json"
-    limit = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length") if file.is_file() else None
-    return None if limit is None else int(limit) - 2

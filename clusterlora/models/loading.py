@@ -56,7 +56,7 @@ def load_causal_lm(
             "quantization_config": BitsAndBytesConfig(**bitsandbytes_arguments(quantisation, dtype)),
         }
     place |= _gguf(weights[0])
-    with _one_line(folder), _quiet():
+    with one_line(f"the model in {folder}", folder), quiet():
         refuse_other_models(folder)
         refuse_stored_otherwise(folder)
         # Misshapen weights are told by name with the missing ones.
@@ -91,7 +91,7 @@ def empty_causal_lm(folder: Path) -> "PreTrainedModel":
 
     weights = weight_files(folder)
     gguf = _gguf(weights[0])
-    with _one_line(folder), _quiet(), torch.device("meta"):
+    with one_line(f"the model in {folder}", folder), quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **_LOCAL, **gguf))
         refuse_what_cannot_be_computed(model, folder)
         if gguf:
@@ -111,7 +111,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             f"base model folder {folder} holds no tokenizer (such as tokenizer.json); get it from where the model comes from"
         )
     _refuse_tokenizer_of_a_package(folder)
-    with _one_line(folder, "tokenizer"), _quiet():
+    with one_line(f"the tokenizer in {folder}", folder), quiet():
         # With mistral_common installed, its own tokenizer would be taken, which knows no chat template: other ids than without the package.
         tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False, **_LOCAL, **gguf)
         # Settings that it does not understand show when it is used.
@@ -142,8 +142,12 @@ def _gguf(weights: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_line(folder: Path, part: str = "model") -> Iterator[None]:
-    """Raise what is wrong with a folder as ModelUnavailable, in one line: libraries raise whatever happens to them on odd files."""
+def one_line(what: str, folder: Path) -> Iterator[None]:
+    """Raise what is wrong with a model's folder as ModelUnavailable, in one line: libraries raise whatever happens to them on odd files.
+
+    Args:
+        what: what is loaded, which begins the line.
+    """
     import torch
 
     try:
@@ -151,14 +155,14 @@ def _one_line(folder: Path, part: str = "model") -> Iterator[None]:
     except (ModelUnavailable, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        if pointer := next((file for file in sorted(folder.iterdir()) if _is_pointer(file)), None):
+        if pointer := next((file for file in sorted(folder.rglob("*")) if _is_pointer(file)), None):
             raise ModelUnavailable(
                 f"{pointer} is a pointer of Git LFS in the place of the file; get the file itself: git lfs pull"
             ) from error
-        what = _missing(error, folder) if isinstance(error, KeyError) else first_line(error)
+        why = _missing(error, folder) if isinstance(error, KeyError) else first_line(error)
         if isinstance(error, TypeError | ZeroDivisionError | AttributeError):
-            what += "; a value in its JSON files is none that transformers can use"
-        raise ModelUnavailable(f"the {part} in {folder} cannot be loaded: {what}") from error
+            why += "; a value in its JSON files is none that transformers can use"
+        raise ModelUnavailable(f"{what} cannot be loaded: {why}") from error
 
 
 def _missing(error: KeyError, folder: Path) -> str:
@@ -217,12 +221,12 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' table of missing weights out of the log, beside its bars: what is wrong is raised."""
+def quiet() -> Iterator[None]:
+    """Keep transformers' tables of missing weights, whole configurations and bars out of the log: what is wrong is raised."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         with without_progress_bars():
             yield

@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from clusterlora.errors import ModelUnavailable
 from clusterlora.models.checks import read_settings
-from clusterlora.models.weights import file_sha256
+from clusterlora.models.weights import file_sha256, kind_of_file
 from clusterlora.values import digest
 
 _FILES = (
@@ -43,7 +44,7 @@ def revision_of(folder: Path, weights: str) -> str:
     """Return `weights` (their SHA-256, or a hub's commit), a dash, and the digest of the other files.
 
     Raises:
-        ModelUnavailable: a file of settings is not JSON.
+        ModelUnavailable: a file of settings is not JSON, or one of the files is a folder, a link to nothing or a device.
     """
     others = digest([(str(file.relative_to(folder)), _content(file)) for file in _files(folder)])
     return weights if _PUBLISHED.get(weights) == others else f"{weights}-{others}"
@@ -56,7 +57,10 @@ def is_same_base(recorded: str, revision: str) -> bool:
 
 def _files(folder: Path) -> Iterator[Path]:
     for pattern in _FILES:
-        yield from sorted(folder.glob(pattern))
+        for file in sorted(folder.glob(pattern)):
+            if not file.is_file():
+                raise ModelUnavailable(f"{file} is {kind_of_file(file)}; point to a complete save_pretrained() folder")
+            yield file
 
 
 def _content(file: Path) -> str:

@@ -34,8 +34,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         (file for suffix in ("safetensors", "gguf") for file in sorted(folder.glob(f"*.{suffix}")) if not file.is_file()), None
     )
     if unreadable is not None:
-        what = "a link to nothing" if unreadable.is_symlink() and not unreadable.exists() else "a folder"
-        raise ModelUnavailable(f"weight file {unreadable} is {what}; point to a complete save_pretrained() folder")
+        raise ModelUnavailable(f"weight file {unreadable} is {kind_of_file(unreadable)}; point to a complete save_pretrained() folder")
     safetensors = tuple(sorted(folder.glob("*.safetensors")))
     if safetensors:
         if not (folder / "config.json").is_file():
@@ -54,6 +53,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             "save it again with save_pretrained(safe_serialization=True)"
         )
     raise ModelUnavailable(f"model folder {folder} holds no *.safetensors and no *.gguf; point to a complete save_pretrained() folder")
+
+
+def kind_of_file(path: Path) -> str:
+    """Return what a path is that is no file, in words."""
+    if path.is_dir():
+        return "a folder"
+    return "a link to nothing" if path.is_symlink() and not os.path.exists(path) else "no regular file"  # noqa: PTH110  (of link loops, too)
 
 
 def loaded_files(folder: Path) -> tuple[Path, ...]:

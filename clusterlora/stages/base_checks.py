@@ -9,6 +9,7 @@ from clusterlora.chat.checks import rendering_difference
 from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.chat.template import writes_date
 from clusterlora.clustering.cluster import refuse_impossible_sizes
+from clusterlora.clustering.description import refuse_undescribed
 from clusterlora.data.lengths import ExampleLength, covering, example_lengths, token_summary
 from clusterlora.data.load import load, read, without_people
 from clusterlora.data.prompt_fit import PromptFit
@@ -126,12 +127,15 @@ def fitted_dataset(
         left: whether a person was forgotten, and is left out.
 
     Raises:
-        BadData: every problem of the data at once, or a dialogue that the chat template renders otherwise than it was said.
+        BadData: every problem of the data at once, or a dialogue that the chat template renders otherwise than it was said, or somebody
+            has no description to be clustered by.
         BadSettings: so many people cannot be clustered as asked.
     """
     fit = fit_of(study, tokenizer)
     dataset = load(study.data, fit, left)
     refuse_impossible_sizes(study.clustering, len(dataset.personas))
+    if study.clustering.algorithm == "description":
+        refuse_undescribed(dataset.personas)
     _refuse_other_rendering(tokenizer, prompt_encoder(tokenizer, study.model), study.model, dataset.personas)
     # Last of all, so that everybody else's splits stay as they were with those who were forgotten.
     dataset = without_people(dataset, left)

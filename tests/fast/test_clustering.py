@@ -236,7 +236,7 @@ def test_the_map_places_every_persona_and_keeps_the_largest_distances():
 def test_impossible_clusterings_are_refused_with_the_fix():
     dataset, _ = population()
     silent = Dataset((*dataset.personas, Persona("quiet/one", None, ())))
-    with pytest.raises(BadData, match=r"'quiet/one' has no description; .* cluster by responses"):
+    with pytest.raises(BadData, match=r"'quiet/one' has no description; .* clustering\.algorithm=responses"):
         cluster_personas(silent, by_responses(algorithm="description"), Sources(CountsEmbedder()))
     with pytest.raises(BadData, match="'quiet/one' has no response in its train dialogues"):
         cluster_personas(silent, by_responses(), Sources(CountsEmbedder()))

@@ -153,7 +153,10 @@ def test_a_judge_without_an_address_is_refused_in_one_line_and_never_decides():
         ({"evaluation.selection_metric": "judge"}, "is known on test alone"),
         ({"evaluation.second_headline": "judge"}, "is known on test alone"),
         ({"methods": ["baseline", "per_persona"]}, "judge compares with unified"),
-        ({"judge.address": "localhost"}, "begin it with http"),
+        *(
+            ({"judge.address": address}, "is no address; write it as http")
+            for address in ("localhost", "http://", "http://[::1", "http://a:x")
+        ),
     ):
         with pytest.raises(BadSettings, match=words):
             resolve(None, overrides={**there, **more})

@@ -1,17 +1,23 @@
 """Embedding models: only the published MiniLM is accepted, vectors have unit length, each distinct text is embedded once."""
 
+import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models import embedding
 from clusterlora.models.embedding import MINILM_SHA256, SentenceEmbedder, checked_minilm, load_embedder, minilm_folder
+from clusterlora.models.fit import embedding_findings
 from clusterlora.ports.embedder import Embedder
+from tests.fixtures.embedding_folders import write_embedding_folder
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +114,81 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_name_names_the_alternative() -> None:
     with pytest.raises(ModelUnavailable, match="use minilm or a local folder"):
         load_embedder("./nowhere")
+
+
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_embedding_folder(tmp_path_factory.mktemp("embedding") / "model")
+
+
+def content(file: str, data: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_bytes(data) and None
+
+
+def setting(file: str, **changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / file
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps({**settings, **changes}), encoding="utf-8")
+
+    return change
+
+
+def weights_times(factor: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = {name: value * np.float32(factor) for name, value in load_file(folder / "model.safetensors").items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def linked(file: str, target: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to(folder / target)
+
+    return change
+
+
+def pipe(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+
+
+def test_a_small_folder_is_an_embedding_model(whole_folder: Path) -> None:
+    assert load_embedder(str(whole_folder)).encode(["a text", "lamp on"]).shape == (2, 8)
+    assert embedding_findings(str(whole_folder), ["a text"], is_headline=True).refusals == ()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (content("tokenizer_config.json", b"[1]"), "cannot be loaded: "),
+        (content("tokenizer.json", b"{}"), "cannot be loaded: "),
+        (content("tokenizer.json", b"[1]"), "cannot be loaded: "),
+        (content("tokenizer_config.json", b"[" * 100_000), "cannot be loaded: "),
+        (content("config.json", b"[1]"), "cannot be loaded: "),
+        (content("modules.json", b"3"), "cannot be loaded: "),
+        (content("modules.json", b'[{"idx": 0, "name": "0", "path": "", "type": "os.system"}]'), "cannot be loaded: "),
+        (content("model.safetensors", b""), "cannot be loaded: "),
+        (content("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "is a pointer of Git LFS"),
+        (linked("model.safetensors", "nowhere"), "model.safetensors is a link to nothing; point to a complete folder"),
+        (linked("model.safetensors", "model.safetensors"), "model.safetensors is a link to nothing; point to a complete folder"),
+        (pipe, "tokenizer.json is no regular file; point to a complete folder"),
+        (setting("sentence_bert_config.json", max_seq_length="x"), "max_seq_length = 'x', which is no number of tokens"),
+        (setting("sentence_bert_config.json", max_seq_length=0), "max_seq_length = 0, which is no number of tokens"),
+        (content("sentence_bert_config.json", b"[1]"), "sentence_bert_config.json holds a JSON list, not an object"),
+        (weights_times(float("nan")), "embeds a text as numbers that are none: its weights are damaged"),
+        (weights_times(0), "embeds a text as nothing but zeros: its weights are damaged"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_folder_is_refused_in_one_line(whole_folder: Path, tmp_path: Path, damage: Callable[[Path], None], says: str) -> None:
+    folder = shutil.copytree(whole_folder, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(ModelUnavailable, match=says) as refusal:
+        load_embedder(str(folder))
+    assert str(folder) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    with suppress(ModelUnavailable):  # it reads the tokenizer alone
+        embedding_findings(str(folder), ["a text"], is_headline=True)
