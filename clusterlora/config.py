@@ -5,6 +5,7 @@
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -225,7 +226,7 @@ def absolute_path(path: str, folder: Path) -> str:
         path = str(Path(path).expanduser())
     if not (folder / path).exists() and Path(path).suffix.lower() not in _FILES:
         return path
-    return str((folder / path).resolve())
+    return os.path.realpath(folder / path)
 
 
 def _at(settings: Mapping[str, Any], name: str) -> object:

@@ -73,6 +73,8 @@ _FIX_BY_ERRNO = {
     errno.EACCES: "let this user read it, or write there",
     errno.EPERM: "let this user read it, or write there",
     errno.ENAMETOOLONG: "give a shorter one",
+    errno.EEXIST: "it is there and is no folder; give another, or move it away",
+    errno.ENOENT: "correct the path, or create what is missing of it",
     errno.ENOTDIR: "a part of it is a file; give the path of a file in a folder",
     errno.EISDIR: "give a file",
     errno.ELOOP: "its links lead to each other; give the file itself",

@@ -214,5 +214,5 @@ class Study:
 def _stores(home: str | Path | None) -> Stores:
     folder = Path(home or os.environ.get("CLUSTERLORA_HOME", "studies"))
     if not folder.is_dir():
-        raise UnknownName(f"there is no folder of studies {str(folder.resolve())!r}; give home=, or set CLUSTERLORA_HOME")
+        raise UnknownName(f"there is no folder of studies {os.path.realpath(folder)!r}; give home=, or set CLUSTERLORA_HOME")
     return from_environment({**os.environ, "CLUSTERLORA_HOME": str(folder)})

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clusterlora.durable import make_folder
 from clusterlora.ports.stores import Stores
+from clusterlora.private_files import make_folder
 from clusterlora.stores.departures import refuse_unforgotten
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def from_environment(environment: Mapping[str, str] = os.environ, *, before_forg
         before_forgetting: also where a restored backup still has people who left since.
 
     Raises:
-        BadSettings: it has.
+        BadSettings: it has, or the folder of the results belongs to another user, may be written to by others, or is a file.
     """
     from clusterlora.adapters.stored import keep_recorded
     from clusterlora.adapters.weights import refuse_other_weights, sha256_in
@@ -33,7 +33,7 @@ def from_environment(environment: Mapping[str, str] = os.environ, *, before_forg
     from clusterlora.stores.sql import SqlStudyStore
 
     home = _home(environment)
-    make_folder(home, mode=0o700)
+    make_folder(home)
     if not before_forgetting:
         refuse_unforgotten(home)
     studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))
@@ -71,7 +71,7 @@ def registry_from_environment(environment: Mapping[str, str] = os.environ) -> "R
 
 
 def _home(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
+    return Path(os.path.realpath(environment.get("CLUSTERLORA_HOME", "studies")))
 
 
 def forget_what_can_be_read_again() -> None:

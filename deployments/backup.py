@@ -95,7 +95,8 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
     refuse_unforgotten(place.results)
     if file.exists():
         raise BadSettings(f"{file} exists; give a new name, or remove it")
-    if inside := next((folder for folder in (place.results, place.services) if file.resolve().is_relative_to(folder.resolve())), None):
+    real = Path(os.path.realpath(file))
+    if inside := next((folder for folder in (place.results, place.services) if real.is_relative_to(os.path.realpath(folder))), None):
         raise BadSettings(f"{file} is in {inside}, which it is a backup of; write it elsewhere")
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     files: dict[str, tuple[str, int]] = {}
@@ -110,7 +111,7 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
             # Who came or left while it was copied counts as being in it.
             people = tuple(dict.fromkeys((*people, *people_of(place))))
             own = files_of_sqlite(place.database)
-            closed = tuple(one.resolve() for one in (place.services, place.results / ".serving", file))
+            closed = tuple(Path(os.path.realpath(one)) for one in (place.services, place.results / ".serving", file))
             _add_folder(archive, place.results, RESULTS, files, own=own, closed=closed)
             _add_folder(archive, place.services / "mlflow" / "artifacts", ARTIFACTS, files, own=own, closed=closed)
             if with_passwords:
@@ -133,7 +134,7 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
             text = json.dumps(asdict(manifest)).encode()
             archive.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
         sha256 = hashlib.sha256(text).hexdigest()
-        note_backup_of(place, KnownBackup(str(file.resolve()), sha256, made, people, str(installation(place.results))))
+        note_backup_of(place, KnownBackup(str(real), sha256, made, people, str(installation(place.results))))
         put_in_place(partial, file)
     finally:
         partial.unlink(missing_ok=True)
@@ -172,7 +173,7 @@ def _add_databases(
 
 def refuse_nested(place: Place) -> None:
     """Raise BadSettings where the services, whose passwords are no results, are in the folder of the results."""
-    if place.services.resolve().is_relative_to(place.results.resolve()):
+    if Path(os.path.realpath(place.services)).is_relative_to(os.path.realpath(place.results)):
         raise BadSettings(f"{place.services} is in {place.results}; move it out, and set CLUSTERLORA_STACK_HOME to where it is then")
 
 

@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clusterlora import private_files
 from clusterlora.errors import BadSettings, ServiceDown
-from deployments import passwords, prefect_rest, private_files, processes, service_specs, services_state
+from deployments import passwords, prefect_rest, processes, service_specs, services_state
 from deployments.processes import Process
 from deployments.service_specs import CHECKOUT, LOOPBACK, Addresses, ServiceSpec
 from deployments.services_state import ServicesState
@@ -50,7 +51,7 @@ class LocalServices:
 
 def default_home() -> Path:
     """Return the folder of the services' state: CLUSTERLORA_STACK_HOME, else `.clusterlora` in the checkout."""
-    return Path(os.environ.get("CLUSTERLORA_STACK_HOME") or CHECKOUT / ".clusterlora").resolve()
+    return Path(os.path.realpath(os.environ.get("CLUSTERLORA_STACK_HOME") or CHECKOUT / ".clusterlora"))
 
 
 def up(

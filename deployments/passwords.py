@@ -8,8 +8,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from clusterlora import private_files
 from clusterlora.errors import BadSettings
-from deployments import private_files
 
 USER = "clusterlora"
 SERVERS = ("prefect", "mlflow")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments import private_files
+from clusterlora import private_files
 
 KILL_SECONDS = 5.0
 """Time limit for a killed process to end: the kernel first frees its memory."""

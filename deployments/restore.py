@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from clusterlora import private_files
 from clusterlora.durable import sync, sync_all, write_durably
 from clusterlora.errors import BadData, BadSettings, printable
 from clusterlora.stages.forgotten import UNFINISHED
@@ -45,7 +46,7 @@ from clusterlora.stores.departures import (
     note_departure,
 )
 from clusterlora.stores.json_codec import from_json, to_json
-from deployments import private_files, services_state
+from deployments import services_state
 from deployments.backup import (
     API_KEYS,
     ARTIFACTS,

@@ -69,7 +69,7 @@ def checked_host(host: str) -> str:
 
 def results_home() -> Path:
     """Return the folder of the studies' results: CLUSTERLORA_HOME, else `studies` in the checkout."""
-    return Path(os.environ.get("CLUSTERLORA_HOME") or CHECKOUT / "studies").resolve()
+    return Path(os.path.realpath(os.environ.get("CLUSTERLORA_HOME") or CHECKOUT / "studies"))
 
 
 def prefect_home(home: Path) -> Path:

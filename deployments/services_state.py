@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clusterlora import private_files
 from clusterlora.errors import ServiceDown
-from deployments import private_files, processes
+from deployments import processes
 from deployments.processes import Process
 from deployments.service_specs import Addresses, prefect_home
 

@@ -84,7 +84,7 @@ def serve(
     folder = Path(model) if (Path(model) / "routes.json").is_file() else None
     listener = listen(settings, has_keys=not no_key)
     source = FolderSource(folder, n_resident=resident) if folder else RegistrySource(open_registry(), model, n_resident=resident)
-    file = key_file or Path(os.environ.get("CLUSTERLORA_HOME", "studies")).resolve() / ".serving" / "api-keys"
+    file = key_file or Path(os.path.realpath(os.environ.get("CLUSTERLORA_HOME", "studies"))) / ".serving" / "api-keys"
     keys = None if no_key else load_or_create_keys(file)
     echo_stderr(f"loading {model}")
     server = ModelServer(source, listener, settings, keys)

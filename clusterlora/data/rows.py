@@ -8,7 +8,7 @@ from typing import Any
 
 from clusterlora.data.lines import json_records, text_lines
 from clusterlora.data.problems import Problems, SourceLocation
-from clusterlora.errors import BadData
+from clusterlora.errors import BadData, printable
 
 Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
 
@@ -25,13 +25,19 @@ def rows(path: Path, problems: Problems, *, columns: Collection[str] | None = No
         BadData: the file does not exist, or has another format.
     """
     if not path.is_file():
-        raise BadData(
-            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; the table source reads one {' or '.join(_READERS)} file"
-        )
+        raise BadData(f"{printable(str(path))}: {_what_is_there(path)}; the table source reads one {' or '.join(_READERS)} file")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise BadData(f"{path}: unknown file format {path.suffix!r}; the table source reads {', '.join(_READERS)}")
     return reader(path, problems, columns)
+
+
+def _what_is_there(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder"
+    if path.exists():
+        return "is no regular file but a pipe, a socket or a device, which cannot be read twice"
+    return "no such file: the link leads nowhere" if path.is_symlink() else "no such file"
 
 
 def header(path: Path) -> tuple[str, ...]:

@@ -116,6 +116,25 @@ def test_a_path_that_the_system_refuses_is_named_with_the_fix(command: list[str]
     assert told.endswith(f"{long}: file name too long; give a shorter one\n")
 
 
+@pytest.mark.parametrize(("kind", "told"), [("loop", "the link leads nowhere"), ("fifo", "is no regular file but a pipe")])
+def test_data_that_are_no_file_are_told_as_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, told: str) -> None:
+    file = tmp_path / "people.jsonl"
+    if kind == "loop":
+        file.symlink_to(file)
+    else:
+        os.mkfifo(file)
+    assert main(["data", "validate", "--data", str(file)]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {file}: ")
+    assert told in line
+
+
+@pytest.mark.parametrize("command", ["template", "synthesize"])
+def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main(["data", command, "/proc/x"]) == 1
+    assert capsys.readouterr().err == "error: /proc/x: no such file or directory; correct the path, or create what is missing of it\n"
+
+
 def test_data_that_another_user_closed_are_named_with_the_fix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
+from clusterlora import private_files
 from clusterlora.errors import ServiceDown
 from clusterlora.metadata import MeanTokens, Probe, Rates, Workers
 from clusterlora.ports.run_log import SilentLog
@@ -19,7 +20,7 @@ from clusterlora.settings import Study
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Criterion, Verdict
-from deployments import expectation, launch, private_files, processes
+from deployments import expectation, launch, processes
 from deployments.local_services import LocalServices
 from deployments.prefect_client import RunSnapshot, StudySnapshot
 from deployments.processes import Process

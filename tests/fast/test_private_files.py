@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora import private_files
+from clusterlora.cli import main
 from clusterlora.errors import BadSettings
-from deployments import local_services, passwords, private_files, processes
+from clusterlora.wiring import from_environment
+from deployments import local_services, passwords, processes
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +80,6 @@ def test_a_log_that_is_a_link_to_another_file_is_not_followed(tmp_path: Path) ->
 
 
 def test_the_study_database_is_inaccessible_to_other_users(tmp_path: Path) -> None:
-    from clusterlora.wiring import from_environment
-
     stores = from_environment(
         {"CLUSTERLORA_HOME": str(tmp_path / "fresh"), "CLUSTERLORA_DATABASE_URL": f"sqlite:///{tmp_path / 'studies.db'}"}
     )
@@ -104,3 +105,40 @@ def test_nobody_keeps_others_from_starting_servers(tmp_path: Path, monkeypatch: 
     assert machine_folder(tmp_path) == tmp_path / "me" / ".cache" / "clusterlora-locks"
     monkeypatch.setenv("HOME", str(tmp_path / "taken"))
     assert machine_folder(tmp_path) == tmp_path, "of its own home at least"
+
+
+def test_results_are_closed_to_other_users_without_servers_too_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies").chmod(0o755)
+    caplog.set_level("INFO")
+    for _ in range(2):
+        assert from_environment({"CLUSTERLORA_HOME": str(tmp_path / "studies")}).studies.studies() == ()
+    assert mode(tmp_path / "studies") == 0o700
+    assert [record.getMessage() for record in caplog.records if record.name == "clusterlora.private_files"] == [
+        f"{tmp_path / 'studies'} is closed to other users (its mode was 755): it holds what people said"
+    ]
+
+
+def test_results_are_not_kept_in_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies").chmod(0o777)
+    with pytest.raises(BadSettings, match=r"other users may write to .*: chmod go-w"):
+        from_environment({"CLUSTERLORA_HOME": str(tmp_path / "studies")})
+    assert list((tmp_path / "studies").iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", ["CLUSTERLORA_HOME", "CLUSTERLORA_STACK_HOME"])
+@pytest.mark.parametrize("kind", ["loop", "file"])
+def test_a_home_that_can_be_no_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, kind: str
+) -> None:
+    odd = tmp_path / "odd"
+    if kind == "loop":
+        odd.symlink_to(odd)
+    else:
+        odd.touch()
+    monkeypatch.setenv(variable, str(odd))
+    assert main(["study", "list"] if variable == "CLUSTERLORA_HOME" else ["up"]) == 1
+    assert f"error: {odd} cannot be a folder, as it, or a part of its path, is a file or a broken link" in capsys.readouterr().err

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments import local_services, private_files, processes, services_state
+from clusterlora import private_files
+from deployments import local_services, processes, services_state
 from deployments.service_specs import Addresses, free_port
 from tests.fixtures.stand_in import Shell, runs_file, shells
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora import private_files
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import ClusteringSettings, GateSettings, Study, prepared
 from clusterlora.values import Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 from clusterlora.wiring import from_environment
-from deployments import private_files, processes
+from deployments import processes
 from deployments.service_specs import Addresses, free_port
 from deployments.services_state import ServicesState
 

@@ -1,34 +1,40 @@
 """Files and folders that only their owner can read. Folders that other users can write to are refused."""
 
+import logging
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from clusterlora.durable import make_folder as make_durably
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadSettings
+
+log = logging.getLogger(__name__)
 
 UMASK = 0o077
 """Umask of a process whose files no other user can read."""
 
 
 def make_folder(path: Path) -> Path:
-    """Create the folder if it is missing, close it to other users, and return it.
+    """Create the folder if it is missing, close it to other users, which is said where it was open, and return it.
 
     Raises:
-        BadSettings: another user owns it or may write to it, so its files may be theirs; or it is a file.
+        BadSettings: another user owns it or may write to it, so its files may be theirs; or it is a file, or a link that leads nowhere.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_durably(path, mode=0o700)
     except (FileExistsError, NotADirectoryError) as error:
-        raise BadSettings(f"{path} cannot be a folder, as it, or a part of its path, is a file; move that away") from error
+        raise BadSettings(f"{path} cannot be a folder, as it, or a part of its path, is a file or a broken link; move that away") from error
     status = path.stat()
     if status.st_uid != os.geteuid():
         variables = "CLUSTERLORA_STACK_HOME for servers, CLUSTERLORA_HOME for results"
         raise BadSettings(f"{path} belongs to user {status.st_uid}, not to you; choose a folder of your own ({variables})")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BadSettings(f"other users may write to {path} (mode {stat.S_IMODE(status.st_mode):o}); deny it: chmod go-w {path}")
-    path.chmod(0o700)
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        path.chmod(0o700)
+        log.info("%s is closed to other users (its mode was %o): it holds what people said", path, stat.S_IMODE(status.st_mode))
     return path
 
 
