@@ -1,12 +1,22 @@
 """People whose dialogues are anybody's: the null hypothesis that nothing in a dialogue says whose it is, made of the study's own data."""
 
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from random import Random
 
 from clusterlora.data.conversations import related_groups
 from clusterlora.data.source import SourceData
 from clusterlora.values import Dataset, Dialogue, Split
+
+log = logging.getLogger(__name__)
+
+_MOST_TOGETHER = 6
+"""Units that go together, at most, for others with as many dialogues."""
+_MANY = 2
+"""Times the share that chance keeps, above which the log warns."""
 
 _Unit = tuple[str, tuple[Dialogue, ...]]
 """The person that dialogues are of, and those that belong on one side of a split."""
@@ -16,7 +26,9 @@ def permuted(reading: SourceData, seed: int, *, labelled: bool = False) -> Sourc
     """Return the data with everybody's dialogues exchanged at random, so that labels say nothing; names and descriptions stay.
 
     What belongs on one side of a split stays together and changes places with as many dialogues of somebody else, of the same split if the
-    input gives splits. Everybody has as many dialogues as before. `labelled` says that answers are labels.
+    input gives splits. Everybody has as many dialogues as before. Where few people have units of a size, several units are exchanged
+    for several others with as many dialogues together; the share of dialogues that stays all the same is logged. `labelled` says that
+    answers are labels.
     """
     units: dict[tuple[int, Split | None], list[_Unit]] = defaultdict(list)
     slots: dict[tuple[int, Split | None], list[str]] = defaultdict(list)
@@ -25,22 +37,77 @@ def permuted(reading: SourceData, seed: int, *, labelled: bool = False) -> Sourc
             kind = (len(unit), unit[0].split)
             units[kind].append((persona.id, unit))
             slots[kind].append(persona.id)
-    dealt: dict[str, list[Dialogue]] = {persona.id: [] for persona in reading.dataset.personas}
-    conversations: dict[tuple[str, str], str] = {}
+    held: dict[Split | None, dict[str, list[_Unit]]] = {
+        split: {persona.id: [] for persona in reading.dataset.personas} for _, split in sorted(units, key=str)
+    }
     rng = Random(seed)
     for kind in sorted(units, key=str):
         shuffled = list(units[kind])
         rng.shuffle(shuffled)
-        for persona_id, (origin, unit) in zip(slots[kind], shuffled, strict=True):
-            for dialogue in unit:
-                # Dialogues of two people may have the same id.
-                moved = replace(dialogue, id=f"{origin}/{dialogue.id}")
-                dealt[persona_id].append(moved)
-                conversation = reading.conversation_by_dialogue.get((origin, dialogue.id))
-                if conversation is not None:
-                    conversations[persona_id, moved.id] = f"{origin}/{conversation}"
+        for persona_id, unit in zip(slots[kind], shuffled, strict=True):
+            held[kind[1]][persona_id].append(unit)
+    sizes = {kind: Counter(owners) for kind, owners in slots.items()}
+    for split, units_by_persona in held.items():
+        owners_by_size = {size: owners for (size, of_split), owners in sizes.items() if of_split == split}
+        _exchange_sums(units_by_persona, owners_by_size, rng)
+    dealt: dict[str, list[Dialogue]] = {persona.id: [] for persona in reading.dataset.personas}
+    conversations: dict[tuple[str, str], str] = {}
+    n_home = 0
+    for units_by_persona in held.values():
+        for persona_id, (origin, dialogue) in ((p, (o, d)) for p, given in units_by_persona.items() for o, unit in given for d in unit):
+            # Dialogues of two people may have the same id.
+            moved = replace(dialogue, id=f"{origin}/{dialogue.id}")
+            dealt[persona_id].append(moved)
+            n_home += origin == persona_id
+            conversation = reading.conversation_by_dialogue.get((origin, dialogue.id))
+            if conversation is not None:
+                conversations[persona_id, moved.id] = f"{origin}/{conversation}"
+    n_dialogues, n_people = reading.dataset.n_dialogues, len(reading.dataset.personas)
+    log.log(
+        logging.WARNING if n_home * n_people > _MANY * n_dialogues else logging.INFO,
+        "dialogues exchanged at random: %d of %d stay with their person, where chance keeps one in %d",
+        n_home,
+        n_dialogues,
+        n_people,
+    )
     personas = tuple(replace(persona, dialogues=tuple(dealt[persona.id])) for persona in reading.dataset.personas)
     return replace(reading, dataset=Dataset(personas), conversation_by_dialogue=conversations)
+
+
+def _exchange_sums(units_by_persona: dict[str, list[_Unit]], owners_by_size: Mapping[int, Counter[str]], rng: Random) -> None:
+    """Let units that stayed as few people have their size change places with several of somebody else, of as many dialogues."""
+    people = [persona_id for persona_id, units in units_by_persona.items() if units]
+    for persona_id in people:
+        for unit in [unit for unit in units_by_persona[persona_id] if unit[0] == persona_id]:
+            owners = owners_by_size[len(unit[1])]
+            # Equal sizes kept it here with this chance; one in as many as there are people is what is wanted.
+            chance = owners[persona_id] / owners.total()
+            if unit not in units_by_persona[persona_id] or rng.random() > 1 - 1 / (len(people) * chance):
+                continue
+            others = [other for other in people if other != persona_id]
+            rng.shuffle(others)
+            rest = [other for other in units_by_persona[persona_id] if other is not unit]
+            rng.shuffle(rest)
+            for n_more, other in product(range(_MOST_TOGETHER), others):
+                going = [unit, *rest[:n_more]]
+                coming = _of_total(units_by_persona[other], sum(len(dialogues) for _, dialogues in going), rng)
+                if coming:
+                    units_by_persona[persona_id] = [*rest[n_more:], *coming]
+                    units_by_persona[other] = [*(one for one in units_by_persona[other] if one not in coming), *going]
+                    break
+
+
+def _of_total(units: Sequence[_Unit], total: int, rng: Random) -> list[_Unit]:
+    """Return some of the units that have so many dialogues together; none if there are no such."""
+    chosen_by_total: dict[int, list[_Unit]] = {0: []}
+    for unit in rng.sample(units, len(units)):
+        for before, chosen in list(chosen_by_total.items()):
+            after = before + len(unit[1])
+            if after <= total and after not in chosen_by_total:
+                chosen_by_total[after] = [*chosen, unit]
+        if total in chosen_by_total:
+            return chosen_by_total[total]
+    return []
 
 
 def _units(reading: SourceData, persona_id: str, dialogues: tuple[Dialogue, ...], *, labelled: bool) -> list[tuple[Dialogue, ...]]:

@@ -85,6 +85,25 @@ def test_conversations_duplicates_and_splits_stay_whole() -> None:
     assert all(sorted(map(str, (d.split for d in p.dialogues))) == ["test", "train", "train", "val"] for p in after.dataset.personas)
 
 
+def test_people_whose_conversations_have_sizes_of_their_own_change_places_too(caplog: pytest.LogCaptureFixture) -> None:
+    people = tuple(person(f"p{n}", [f"{n}{i} and {n * 50 + i} is {chr(97 + i)}" for i in range(6 * (n + 2))]) for n in range(5))
+    talks = {(p.id, d.id): f"talk {i // (n + 2)}" for n, p in enumerate(people) for i, d in enumerate(p.dialogues)}
+    data = SourceData(Dataset(people), conversation_by_dialogue=talks)
+    n_home = 0
+    for seed in range(10):
+        with caplog.at_level("INFO"):
+            after = permuted(data, seed)
+        assert words_of(after) == words_of(data)
+        assert [len(p.dialogues) for p in after.dataset.personas] == [len(p.dialogues) for p in people]
+        assert len(set(after.conversation_by_dialogue.values())) == len({(p, talk) for (p, _), talk in talks.items()})
+        holders = {(p, talk) for (p, _), talk in after.conversation_by_dialogue.items()}
+        assert len(holders) == 30, "conversations are whole"
+        home = sum(d.id.startswith(f"{p.id}/") for p in after.dataset.personas for d in p.dialogues)
+        assert f"{home} of {data.dataset.n_dialogues} stay with their person, where chance keeps one in 5" in caplog.text
+        n_home += home
+    assert n_home < 0.5 * 10 * data.dataset.n_dialogues, "all of them, if only equal sizes changed places"
+
+
 def test_a_study_loads_its_people_with_their_dialogues_exchanged_before_they_are_split(seven: Study) -> None:
     usual, null = load(seven.data), load(replace(seven.data, permute_seed=1))
     assert null.ids == usual.ids
