@@ -111,7 +111,8 @@ def read_lamp(settings: DataSettings, problems: Problems) -> SourceData:
             _add(question, people, problems)
     if not people and not problems.count:
         raise BadData(f"{settings.path}: no questions with outputs; LaMP publishes outputs of its train and dev questions alone, use these")
-    personas = [Persona(name, None, _split(name, draft, settings, problems)) for name, draft in people.items()]
+    _refuse_lone_questions(people, problems)
+    personas = [Persona(name, None, _split(name, draft, settings)) for name, draft in people.items()]
     first = {name: draft.place for name, draft in people.items()}
     places = {(name, one): place for name, draft in people.items() for one, place in draft.place_by_dialogue.items()}
     return SourceData(Dataset(tuple(personas)), first, places)
@@ -260,7 +261,19 @@ def _add(question: _Question, people: dict[str, _Draft], problems: Problems) -> 
             draft.place_by_dialogue.setdefault(name, question.place)
 
 
-def _split(name: str, draft: _Draft, settings: DataSettings, problems: Problems) -> tuple[Dialogue, ...]:
+def _refuse_lone_questions(people: Mapping[str, _Draft], problems: Problems) -> None:
+    """Add one problem for all who have one question, to score, and a profile that answers none of its kind to choose by."""
+    lone = [name for name, draft in people.items() if len(draft.questions) == 1 and not draft.is_asked]
+    if lone:
+        what = (
+            f"{len(lone)} of {len(people)} ask 1 question each (first: {lone[0]!r}), which is to score; their profiles hold papers and "
+            "answer no such question, so nothing is left to choose by"
+        )
+        fix = "use LaMP_2 to LaMP_7, whose profiles answer what is asked, or a file whose user_id gives people 2 questions or more"
+        problems.add(people[lone[0]].place, "people", what, fix)
+
+
+def _split(name: str, draft: _Draft, settings: DataSettings) -> tuple[Dialogue, ...]:
     """Return a person's dialogues with their splits: profile entries for train, questions for val and test.
 
     A single question is test; val then comes from the profile, at most a quarter of it, if its entries answer what is asked.
@@ -276,8 +289,5 @@ def _split(name: str, draft: _Draft, settings: DataSettings, problems: Problems)
     if len(questions) > 1:
         n_val = min(len(questions) - 1, max(1, len(questions) * settings.val // (settings.val + settings.test)))
         return (*put(profile, "train"), *put(questions[:n_val], "val"), *put(questions[n_val:], "test"))
-    if not draft.is_asked:
-        fix = "give everybody a user_id and two questions at least, one to choose by and one to score"
-        problems.add(draft.place, f"person {name!r}", "has 1 question, and the profile answers none of its kind", fix)
     n_val = max(1, min(settings.val, len(profile) // 4))
     return (*put(profile[n_val:], "train"), *put(profile[:n_val], "val"), *put(questions, "test"))

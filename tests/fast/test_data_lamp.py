@@ -225,3 +225,15 @@ def test_a_source_that_names_two_dialogues_of_a_person_alike_is_refused(monkeypa
     monkeypatch.setitem(SOURCES, "lamp", lambda _settings, _problems: SourceData(Dataset((twice,))))
     with pytest.raises(BadData, match="persona 'ann', dialogue '1': stands 2 times"):
         read_source(DataSettings(source="lamp"))
+
+
+def test_citations_with_one_question_each_are_refused_in_one_line_for_all_who_ask(tmp_path: Path):
+    profile = [{"title": "On {}", "abstract": "We study {}."}]
+    questions = [{"id": str(n), "input": CITE.format(f"T{n}", "A", "B"), "profile": entries(profile, f"x{n}")} for n in range(8)]
+    folder = publish(tmp_path, "LaMP_1", questions, dict.fromkeys(map(str, range(8)), "[1]"))
+    with pytest.raises(BadData) as refusal:
+        read(folder, "label", labels=("[1]", "[2]"))
+    line = str(refusal.value).splitlines()[-1]
+    assert len(str(refusal.value).splitlines()) <= 2
+    assert "people: 8 of 8 ask 1 question each (first: '0')" in line
+    assert "use LaMP_2 to LaMP_7" in line

@@ -108,7 +108,7 @@ REFUSED = {
     "lamp_unknown_task": "dev_outputs.json: task: is 'LaMP_9', with golds of type list;",
     "lamp_only_test_questions": "no questions with outputs; LaMP publishes outputs of its train and dev questions alone",
     "lamp_other_words": "dev_questions.json: [0].input: does not hold 'review: ';",
-    "lamp_one_question": "person '1': has 1 question, and the profile answers none of its kind;",
+    "lamp_one_question": "dev_questions.json: people: 1 of 1 ask 1 question each (first: '1')",
     "longlamp_nobody": "test.json: [0]: has none of name, reviewerId, author;",
 }
 ACCEPTED = {"path_like_id.jsonl"}
