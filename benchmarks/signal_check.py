@@ -40,9 +40,10 @@ from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
 from clusterlora.settings import EMBEDDED_BASE, HOME_PROMPT, ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study
 from clusterlora.stages.cluster import cluster_study
-from clusterlora.stages.evaluate import by_dialogue, reference_losses
+from clusterlora.stages.evaluate import reference_losses
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import train_group
+from clusterlora.stages.val_dialogues import by_dialogue
 from clusterlora.values import AdapterComposition, Dataset
 from clusterlora.wiring import from_environment
 

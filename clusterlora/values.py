@@ -304,14 +304,6 @@ class Answer:
     scores: tuple[tuple[str, float], ...]
 
 
-def dialogue_of(item_id: str) -> str:
-    """Return the id of an item's dialogue: the item's without its turn, as `data.prompts.items` numbers them.
-
-    An id without a turn is a dialogue of its own.
-    """
-    return item_id.rpartition("#")[0] or item_id
-
-
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
     """One (method, training seed, persona, test item): what the comparison is a pure function of."""

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from clusterlora.values import dialogue_of
+
+def dialogue_of(item_id: str) -> str:
+    """Return the id of an item's dialogue: the item's without its turn, as `data.prompts.items` numbers them.
+
+    An id without a turn is a dialogue of its own.
+    """
+    return item_id.rpartition("#")[0] or item_id
 
 
 def dialogue_numbers(item_ids: Sequence[str]) -> Int[np.ndarray, " item"]:

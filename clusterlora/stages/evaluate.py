@@ -15,7 +15,6 @@ from clusterlora.data.labels import label_set
 from clusterlora.data.prompts import items
 from clusterlora.data.retrieval import ExchangeIndex, exchanges, with_shots
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
-from clusterlora.evaluation.dialogues import dialogue_means, dialogue_numbers
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm, select_for_all
 from clusterlora.evaluation.train_responses import TrainResponses
@@ -31,6 +30,7 @@ from clusterlora.ports.study_store import AnswerKey
 from clusterlora.progress.timing import Phase, timed
 from clusterlora.requests import EvaluationPart, EvaluationRequest
 from clusterlora.settings import Study
+from clusterlora.stages.val_dialogues import by_dialogue
 from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Ranking, Route, Split, WeightedAdapter
 
 _COMPOSITIONS_AT_ONCE = 64
@@ -380,20 +380,6 @@ def _chunks(
         n_requests += 1
     if chunk:
         yield chunk
-
-
-def by_dialogue(
-    state: StudyState, scores: Mapping[tuple[str, AdapterComposition], np.ndarray]
-) -> dict[tuple[str, AdapterComposition], np.ndarray]:
-    """Return the scores of val items, as `scores_of` has them, as means of dialogues."""
-    dialogues = val_dialogues(state, dict.fromkeys(p for p, _ in scores))
-    return {(p, composition): dialogue_means(own, dialogues[p]) for (p, composition), own in scores.items()}
-
-
-def val_dialogues(state: StudyState, persona_ids: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return by persona the dialogue of each val item, in the order of the items."""
-    personas, model = state.dataset.by_id(), state.settings.model
-    return {p: dialogue_numbers([item.id for item in items(model, personas[p], "val")]) for p in persona_ids}
 
 
 def scores_of(

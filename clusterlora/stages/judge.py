@@ -18,7 +18,8 @@ from clusterlora.planning.ladder import REFERENCE, command_to_continue, gated, r
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, work_plan
 from clusterlora.ports.stores import Stores
-from clusterlora.stages.evaluate import scores_of, val_dialogues
+from clusterlora.stages.evaluate import scores_of
+from clusterlora.stages.val_dialogues import val_dialogues
 from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
 
 

@@ -13,7 +13,8 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import Study
-from clusterlora.stages.evaluate import by_dialogue, reference_losses
+from clusterlora.stages.evaluate import reference_losses
+from clusterlora.stages.val_dialogues import by_dialogue
 from clusterlora.values import AdapterComposition, WeightedAdapter
 
 

@@ -16,8 +16,9 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import TrialRun
 from clusterlora.results.tuning import words_of
-from clusterlora.stages.evaluate import by_dialogue, scores_of
+from clusterlora.stages.evaluate import scores_of
 from clusterlora.stages.keep import expose
+from clusterlora.stages.val_dialogues import by_dialogue
 
 
 def choose_recipes(study_name: str, number: int, stores: Stores, log: RunLog) -> Tuning:
