@@ -79,9 +79,9 @@ class EvaluationRequest:
     adapters on trial; `test` lets every method choose on val, then answers test; `baseline` answers what `test` will ask of the bare base
     model; `choices` answers the val items by which methods choose one retrieval for everybody; `tuning` those by
     which they choose a recipe."""
-    shard: Annotated[int, Ge(1)] = 1
+    shard: Annotated[int, Ge(1), Le(10_000)] = 1
     """This run's share of the personas, counted from 1."""
-    shards: Annotated[int, Ge(1)] = 1
+    shards: Annotated[int, Ge(1), Le(10_000)] = 1
     """How many runs share the personas."""
     rung: str | None = None
     """Which rung of the ladder, for the gate."""
@@ -149,9 +149,9 @@ class PrivacyRequest:
 
     study_name: str
     """A compared study. For the exposure of canaries, run a copy NAME-canaries with data.canaries set first."""
-    prompts: Annotated[int, Ge(1)] = 300
+    prompts: Annotated[int, Ge(1), Le(100_000)] = 300
     """Test prompts, and train prompts, that each adapter answers at most."""
-    words: Annotated[int, Ge(2)] = 8
+    words: Annotated[int, Ge(2), Le(1000)] = 8
     """Words in a row of a train answer that count as a repetition."""
 
 

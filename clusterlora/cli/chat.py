@@ -8,6 +8,7 @@ import click
 
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.progress import echo_stderr
+from clusterlora.settings import MOST_TOKENS
 
 if TYPE_CHECKING:
     from clusterlora.ports.stores import Stores
@@ -26,7 +27,7 @@ Examples:
 @click.option("--study", "name", help="Study whose adapters answer.  [default: the newest]")
 @click.option("--persona", required=True, help="Persona who asks; unified answers one that is not in the study.")
 @click.option("--methods", help="Methods that answer, separated by commas.  [default: all that were evaluated]")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Maximum tokens per answer.  [default: the study's setting]")
+@click.option("--max-new-tokens", type=click.IntRange(1, MOST_TOKENS), help="Maximum tokens per answer.  [default: the study's setting]")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON; needs a QUESTION.")
 def chat(question: str | None, name: str | None, persona: str, methods: str | None, max_new_tokens: int | None, as_json: bool) -> None:
     """Print the answers of several methods of a study to QUESTION, side by side. Without it, start an interactive dialogue."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import click
 
 from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.options import FiniteRange
 from clusterlora.cli.printing import echo_columns
 
 _EXAMPLES = """\b
@@ -17,8 +18,8 @@ Examples:
 
 @click.command("cost", epilog=_EXAMPLES)
 @click.argument("name")
-@click.option("--gpu-hour-price", type=click.FloatRange(min=0), help="Price of an hour of a GPU.  [default: runtime.gpu_hour_price]")
-@click.option("--cpu-hour-price", type=click.FloatRange(min=0), help="Price of an hour without a GPU.  [default: runtime.cpu_hour_price]")
+@click.option("--gpu-hour-price", type=FiniteRange(0, 1e6), help="Price of an hour of a GPU.  [default: runtime.gpu_hour_price]")
+@click.option("--cpu-hour-price", type=FiniteRange(0, 1e6), help="Price of an hour without a GPU.  [default: runtime.cpu_hour_price]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cost(name: str, gpu_hour_price: float | None, cpu_hour_price: float | None, as_json: bool) -> None:
     """Print the hours of each device by phase, the energy that devices told, and what it cost. Failed attempts count, too."""

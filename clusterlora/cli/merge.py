@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.options import FiniteRange
 from clusterlora.cli.printing import print_whole
 from clusterlora.cli.progress import console_log
 
@@ -21,7 +22,7 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("name")
 @click.option("--kind", type=click.Choice(["average", "ties", "dare"]), help="How updates are combined.  [default: the study's]")
-@click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="Share of each update that is kept.  [default: the kind's]")
+@click.option("--density", type=FiniteRange(0, 1, min_open=True), help="Share of each update that is kept.  [default: the kind's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the study that holds the merge, and one record per method, as JSON.")
 def merge(name: str, kind: Any, density: float | None, as_json: bool) -> None:
     """Merge the personal adapters of study NAME per cluster, and compare the merge with the study's other methods.

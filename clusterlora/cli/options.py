@@ -1,5 +1,6 @@
 """Command-line options that describe a study."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +22,17 @@ class Dialogues(click.ParamType[int | str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """Return the number, or `all`; anything else is a usage error."""
         return "all" if value == "all" else click.IntRange(min=3).convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; infinity and what is no number, which pass every comparison of click's, are usage errors."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 _STUDY_OPTIONS = (

@@ -24,8 +24,10 @@ Examples:
     type=click.IntRange(1, 1000),
     help="Run the study NAME-canaries first, NAME with so many random codes of invented people in train dialogues.",
 )
-@click.option("--prompts", type=click.IntRange(min=1), default=300, show_default=True, help="Test and train prompts that each answers.")
-@click.option("--words", type=click.IntRange(min=2), default=8, show_default=True, help="Words in a row that count as a repetition.")
+@click.option(
+    "--prompts", type=click.IntRange(1, 100_000), default=300, show_default=True, help="Test and train prompts that each answers."
+)
+@click.option("--words", type=click.IntRange(2, 1000), default=8, show_default=True, help="Words in a row that count as a repetition.")
 @click.option("--workers", type=N_WORKERS, help="Worker processes for training, with --canaries.  [default: as last asked for]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 def privacy(name: str, canaries: int | None, prompts: int, words: int, workers: int | None, as_json: bool) -> None:

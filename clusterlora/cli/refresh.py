@@ -6,7 +6,7 @@ import sys
 import click
 
 from clusterlora.cli.local_stores import open_local_stores
-from clusterlora.cli.options import N_WORKERS
+from clusterlora.cli.options import N_WORKERS, FiniteRange
 from clusterlora.cli.orchestration import deployments, services_home
 from clusterlora.cli.progress import echo_stderr
 
@@ -27,7 +27,7 @@ Examples:
 )
 @click.option(
     "--replay",
-    type=click.FloatRange(min=0, max=0.99),
+    type=FiniteRange(0, 0.99),
     help="Share of old dialogues among those that adapters with news are trained on.  [default: as the last time, at first 0.5]",
 )
 @click.option("--workers", type=N_WORKERS, help="Worker processes for training.  [default: as last asked for]")

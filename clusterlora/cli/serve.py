@@ -10,6 +10,7 @@ from types import FrameType
 import click
 
 from clusterlora.cli.local_stores import open_registry
+from clusterlora.cli.options import FiniteRange
 from clusterlora.cli.progress import echo_stderr
 from clusterlora.serving import MOST_RESIDENT
 
@@ -28,20 +29,20 @@ Examples:
 @click.option("--name", "names", multiple=True, help="A host name by which clients call this server, besides its address. May be repeated.")
 @click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="API keys, one per line.  [default: one that is made]")
 @click.option("--no-key", is_flag=True, help="Answer without a key; on loopback only.")
-@click.option("--slots", type=click.IntRange(min=1), default=16, show_default=True, help="Requests that are answered at once.")
-@click.option("--queue", type=click.IntRange(min=1), default=256, show_default=True, help="Requests that may wait for a slot.")
+@click.option("--slots", type=click.IntRange(1, 1024), default=16, show_default=True, help="Requests that are answered at once.")
+@click.option("--queue", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Requests that may wait for a slot.")
 @click.option(
     "--resident",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     default=MOST_RESIDENT,
     show_default=True,
     help="Adapters in memory at once; others are read from disk when somebody asks for them.",
 )
-@click.option("--rate", type=click.IntRange(min=1), help="Requests per minute and key.  [default: any]")
-@click.option("--max-body", type=click.IntRange(min=1024), default=1 << 20, show_default=True, help="Bytes of a request at most.")
-@click.option("--watch", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds between looks at a moved alias.")
+@click.option("--rate", type=click.IntRange(1, 1_000_000), help="Requests per minute and key.  [default: any]")
+@click.option("--max-body", type=click.IntRange(1024, 1 << 30), default=1 << 20, show_default=True, help="Bytes of a request at most.")
+@click.option("--watch", type=FiniteRange(0.1, 86_400), default=10.0, show_default=True, help="Seconds between looks at a moved alias.")
 @click.option(
-    "--stop-after", type=click.IntRange(min=1), default=60, show_default=True, help="Seconds that running requests may finish in."
+    "--stop-after", type=click.IntRange(1, 86_400), default=60, show_default=True, help="Seconds that running requests may finish in."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the address as JSON once requests are accepted.")
 def serve(

@@ -14,7 +14,7 @@ import click
 from clusterlora.cli.child import in_child
 from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
-from clusterlora.cli.options import N_WORKERS, study_from, study_options
+from clusterlora.cli.options import N_WORKERS, FiniteRange, study_from, study_options
 from clusterlora.cli.orchestration import deployments, in_prefect, services_home
 from clusterlora.cli.printing import echo_columns
 from clusterlora.cli.progress import console_log, echo_stderr
@@ -287,7 +287,7 @@ def _user_name() -> str:
 @click.option(
     "--retry", "choice", flag_value="retry", help="Train the judged cluster once more, with at least one of the next three options."
 )
-@click.option("--learning-rate", type=click.FloatRange(0, MOST_LEARNING_RATE, min_open=True), help="Peak learning rate of the retry.")
+@click.option("--learning-rate", type=FiniteRange(0, MOST_LEARNING_RATE, min_open=True), help="Peak learning rate of the retry.")
 @click.option("--epochs", type=click.IntRange(1, MOST_EPOCHS), help="Epochs of the retry.")
 @click.option("--init", type=click.Choice(["base", "unified"]), help="Initial weights of the retry.")
 @click.option("--by", default=_user_name, show_default="your user name", help="Who decides; stored with the decision.")

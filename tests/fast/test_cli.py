@@ -356,3 +356,36 @@ def test_an_estimate_prints_every_phase_and_keeps_nothing(
     assert min(left["gate"], left["fan_out"], left["evaluation"]) > 0
     assert main(["study", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+def options() -> Iterator[tuple[str, click.Option]]:
+    """Yield every option with the words that give it."""
+    for words, command in commands():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                yield f"{' '.join(words)} {option.opts[0]}", option
+
+
+def test_no_option_takes_infinity_or_what_is_no_number() -> None:
+    numbers = [(words, option) for words, option in options() if isinstance(option.type, click.types.FloatParamType)]
+    assert len(numbers) >= 6
+    for _, option in numbers:
+        for value in ("nan", "inf", "-inf"):
+            with pytest.raises(click.BadParameter, match=r"finite|range"):
+                option.type.convert(value, option, None)
+
+
+BOUNDED_BY_THE_SETTINGS = {"personas", "seeds", "cluster", "batch_size", "micro_batch", "epochs"}
+
+
+def test_every_number_has_an_upper_bound() -> None:
+    for words, option in options():
+        if isinstance(option.type, click.IntRange | click.FloatRange) and option.name not in BOUNDED_BY_THE_SETTINGS:
+            assert option.type.max is not None, words
+        assert type(option.type) not in {click.types.IntParamType, click.types.FloatParamType}, words
+
+
+@pytest.mark.parametrize("words", [["study", "cost", "x", "--cpu-hour-price", "nan"], ["merge", "x", "--density", "nan"]])
+def test_a_number_that_is_none_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "nan is not a finite number." in capsys.readouterr().err
