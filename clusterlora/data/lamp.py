@@ -5,7 +5,6 @@ their questions with the published outputs are those to score.
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clusterlora.data.lines import parsed
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.records import identifier, numbered, words, words_or_number
 from clusterlora.data.rows import rows
@@ -183,7 +183,7 @@ def _golds(file: Path, problems: Problems) -> tuple[_Form | None, Mapping[str, A
 def _json(file: Path, problems: Problems) -> Any:
     """Return the content of a JSON file; None, with a problem, where it has none."""
     try:
-        return json.loads(file.read_bytes())
+        return parsed(file.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
         problems.add(SourceLocation(file.name), "json", str(error), "download the file again")
         return None

@@ -9,13 +9,13 @@ A dialogue is given by its id, or by its position in the persona's dialogues, fr
 in the same number as exactly one id.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from clusterlora.data.lines import parsed
 from clusterlora.data.records import SPLIT_NAMES
 from clusterlora.errors import BadData
 from clusterlora.values import Split
@@ -28,7 +28,7 @@ _CLUSTER_FIELDS = ("cluster", "cluster_id", "label")
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, unwrapped. Raises BadData."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadData(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:

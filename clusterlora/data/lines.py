@@ -53,6 +53,31 @@ def _decoded(line: bytes, location: SourceLocation, start: int, problems: Proble
         return None
 
 
+class RepeatedKey(ValueError):
+    """A key stands twice in one JSON object, of whose values Python would keep the last."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key!r} stands twice in an object; keep one of the two")
+        self.key = key
+
+
+def parsed(text: str | bytes) -> Any:
+    """Return the content of a JSON text from outside.
+
+    Raises:
+        ValueError: it is no JSON, or (RepeatedKey) an object has a key twice.
+        RecursionError: its brackets are nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RepeatedKey(next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1))
+    return found
+
+
 def json_records(path: Path, problems: Problems) -> Iterator[tuple[SourceLocation, dict[str, Any] | None]]:
     """Yield the JSON object of each line that is not blank; None for a line without one, which adds a problem."""
     location, only_blank = None, True
@@ -65,24 +90,16 @@ def json_records(path: Path, problems: Problems) -> Iterator[tuple[SourceLocatio
 
 
 def _object(line: str, location: SourceLocation, problems: Problems) -> dict[str, Any] | None:
-    repeated: list[str] = []
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            repeated.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        return found
-
     try:
-        record = json.loads(line.rstrip(), object_pairs_hook=unique)
+        record = parsed(line.rstrip())
+    except RepeatedKey as error:
+        problems.add(location, error.key, "stands twice in an object", "keep one of the two")
+        return None
     except json.JSONDecodeError as error:
         problems.add(location, "json", f"{error.msg} at character {error.colno}", "write one JSON object per line")
         return None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, brackets nested thousands deep
         problems.add(location, "json", str(error), "write one plain JSON object per line")
-        return None
-    if repeated:
-        problems.add(location, repeated[0], "stands twice in an object", "keep one of the two")
         return None
     if not isinstance(record, dict):
         problems.add(location, "json", f"a JSON {type(record).__name__}, not an object", 'write {"field": value, ...} on each line')

@@ -120,7 +120,12 @@ def _parquet_rows(path: Path, problems: Problems, columns: Collection[str] | Non
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            names = file.schema_arrow.names
+            wanted = [name for name in names if columns is None or name in columns]
+            if twice := [name for name, n_columns in Counter(wanted).items() if n_columns > 1]:
+                for name in twice:
+                    problems.add(SourceLocation(path.name), name, "is the name of two columns", "rename one")
+                return
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1

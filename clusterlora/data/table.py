@@ -1,6 +1,5 @@
 """Source `table`: one row per dialogue, as `persona_id, prompt, response` or `persona_id, messages`."""
 
-import json
 import os
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clusterlora.data.lines import RepeatedKey, parsed
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.records import SPLIT_NAMES, identifier, numbered, turns, unread_fields, words, words_or_number
 from clusterlora.data.rows import every_row_has_all_columns, header, known_rows, rows
@@ -147,7 +147,10 @@ class _Table:
             messages = row["messages"]
             if isinstance(messages, str):
                 try:
-                    messages = json.loads(messages)
+                    messages = parsed(messages)
+                except RepeatedKey as error:
+                    problems.add(location, f"{columns['messages']}.{error.key}", "stands twice in an object", "keep one of the two")
+                    return None
                 except (ValueError, RecursionError):
                     problems.add(location, columns["messages"], "is not JSON", 'write [{"role": "user", "text": "..."}, ...]')
                     return None

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clusterlora.csv_text import csv_text
+from clusterlora.data.legacy_import import read_json
 from clusterlora.data.load import load
 from clusterlora.data.similar_ids import described, similar_ids
 from clusterlora.data.validate import examine
@@ -138,3 +139,43 @@ def test_no_cell_is_run_by_a_spreadsheet_and_numbers_stay_numbers() -> None:
     written = csv_text([{"a": cell, "b": n} for n, cell in enumerate(cells)])
     read = [row[0] for row in csv.reader(io.StringIO(written, newline=""))][1:]
     assert read == ["'=1+1", "'+x", "'-x", "'@sum", "'\tx", "'\rx", "x=1", "", "", "-3.5", "7"]
+
+
+def test_a_key_that_stands_twice_in_messages_as_text_is_refused(tmp_path: Path) -> None:
+    text = '[{"role": "user", "text": "a", "text": "b"}, {"role": "assistant", "text": "c"}]'
+    (tmp_path / "people.jsonl").write_text(json.dumps({"persona_id": "ann", "messages": text}), encoding="utf-8")
+    with pytest.raises(BadData, match=r"people\.jsonl:1: messages\.text: stands twice in an object; keep one of the two"):
+        load(settings(tmp_path / "people.jsonl"))
+
+
+def test_two_parquet_columns_of_one_name_are_refused_as_those_of_csv_are(tmp_path: Path) -> None:
+    columns = [pa.array(["ann"] * 4), *(pa.array([f"{column} {n}" for n in range(4)]) for column in ("why", "so", "no"))]
+    pq.write_table(pa.table(columns, names=["persona_id", "prompt", "response", "response"]), tmp_path / "people.parquet")
+    with pytest.raises(BadData, match=r"people\.parquet: response: is the name of two columns; rename one"):
+        load(settings(tmp_path / "people.parquet"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"ann": 0, "ann": 1, "bob": 1}',
+        '{"train": {"ann": ["a"]}, "train": {"ann": ["b"]}}',
+        '{"results": {"ann": {"nll": 1.0, "nll": 2.0}}}',
+    ],
+    ids=["clusters", "splits", "results"],
+)
+def test_a_key_that_stands_twice_in_a_file_of_another_study_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BadData, match=r"file\.json: cannot be read as JSON \('\w+' stands twice in an object; keep one of the two\)"):
+        read_json(tmp_path / "file.json")
+
+
+@pytest.mark.parametrize(
+    ("which", "text"), [("questions", '[{"id": "1", "id": "2"}]'), ("outputs", '{"task": "LaMP_3", "golds": [], "golds": []}')]
+)
+def test_a_key_that_stands_twice_in_a_benchmark_is_refused(tmp_path: Path, which: str, text: str) -> None:
+    files = {"questions": "[]", "outputs": '{"task": "LaMP_3", "golds": []}'} | {which: text}
+    for name, content in files.items():
+        (tmp_path / f"dev_{name}.json").write_text(content, encoding="utf-8")
+    with pytest.raises(BadData, match=rf"dev_{which}\.json: json: '\w+' stands twice in an object"):
+        load(DataSettings(source="lamp", path=str(tmp_path), task="rating"))
