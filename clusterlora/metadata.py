@@ -238,10 +238,8 @@ class ImportedScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodScore:
-    """A method on the headline metric, in its units: mean over personas with its 95 % interval, and the difference to the reference.
-
-    The difference, its interval and its outcome are None for the reference itself, and where there is none.
-    """
+    """A method on the headline metric, in its units: mean over personas with its 95 % interval, and the difference to the reference, which
+    with its interval and outcome is None for the reference itself, and where there is none."""
 
     method: str
     mean: float

@@ -190,9 +190,8 @@ class GateSettings:
     second_headline: bool = False
     """Cluster 0 must score above unified on evaluation.second_headline, too."""
     above_random_group: bool | None = None
-    """The judged cluster must gain more than a random group as large does on its own people. Needs the method random_cluster, whose group
-    of that size is then trained at the gate; asked only where five points of difference would be shown four times in five. Empty: where
-    random_cluster is compared."""
+    """The judged cluster must gain more than a random group as large does on its own people, which random_cluster has and is then trained
+    at the gate; asked where five points of difference would be shown four times in five. Empty: where random_cluster is compared."""
     later_rungs_luck: Annotated[float, Gt(0), Le(1)] | None = 0.05
     """How often all later rungs of the ladder together may pass by luck: each must improve the share of the personas that a sign test
     at this level, divided by their number, requires; everybody, where none is enough. Empty: every rung must improve share_improved."""

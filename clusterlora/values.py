@@ -30,8 +30,7 @@ def digest(value: object, *, length: int = 16) -> str:
 
     def plain(thing: object) -> Any:
         if is_dataclass(thing) and not isinstance(thing, type):
-            # One level: the encoder asks again for what is inside.
-            return {name: getattr(thing, name) for name in _names(type(thing))}
+            return {name: getattr(thing, name) for name in _names(type(thing))}  # one level: the encoder asks for what is inside
         raise TypeError(f"cannot digest {type(thing).__name__}")
 
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
@@ -306,7 +305,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One (method, training seed, persona, test item): what the comparison is a pure function of."""
+    """One (method, training seed, persona, test item), by `adapters`: what the comparison is a pure function of."""
 
     method: str
     persona_id: str
@@ -318,7 +317,6 @@ class EvaluationRow:
     scores: Mapping[str, float]
     seed: int = 0
     adapters: str = ""
-    """The names of the adapters that answered: people who share them share their luck."""
 
 
 @dataclass(frozen=True, slots=True)

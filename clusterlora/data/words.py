@@ -49,8 +49,8 @@ def words(text: str) -> list[str]:
 @cache
 def _patterns(marks: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Return the patterns of a token in prose and in code, for texts with these marks."""
-    letter, of_word = rf"[^\W_][{marks}]*" if marks else r"[^\W_]", rf"[\w{marks}]"
-    word = rf"(?=[{_UNSEGMENTED}]){letter}|(?:(?![{_UNSEGMENTED}]){letter})+"
+    char, of_word = rf"[^\W_][{marks}]*" if marks else r"[^\W_]", rf"[\w{marks}]"
+    word = rf"(?=[{_UNSEGMENTED}]){char}|(?:(?![{_UNSEGMENTED}]){char})+"
     bang = rf"(?<!{of_word})!(?=[\w(])"
     prose = (
         rf"{_SYMBOL}|{bang}"

@@ -94,5 +94,5 @@ def _is_foreign(answer: str) -> bool:
     return len(words) >= _MANY_WORDS and not english and not _CODE.search(answer)
 
 
-def _is_of_another_script(letter: str) -> bool:
-    return not letter.isascii() and "LATIN" not in unicodedata.name(letter, "")
+def _is_of_another_script(char: str) -> bool:
+    return not char.isascii() and "LATIN" not in unicodedata.name(char, "")

@@ -20,7 +20,7 @@ def worst_persona(trial: Trial, settings: GateSettings, _rng: np.random.Generato
     value = float(trial.candidate_means[worst])
     own = trial.persona == worst
     scores = trial.candidate[own]
-    interval = cluster_robust_interval(scores, trial.dialogue[own])
+    interval = cluster_robust_interval(scores, [trial.dialogue[own]])
     low, high = interval or (None, None)
     if high is not None:
         high = max(value, min(high, 1.0))  # With few dialogues the interval is wide, but no similarity exceeds 1.
