@@ -38,7 +38,7 @@ class Expectation:
             self._told.add(n_judged)
             try:
                 lines += in_child(self._how_long, doing="estimating how long the study takes")
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 # The study runs on all the same.
                 lines.append(f"how long it will take is not known: {error}")
         return tuple(lines)

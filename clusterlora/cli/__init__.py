@@ -123,6 +123,10 @@ def _print_error(error: Exception, *, debug: bool) -> None:
     if isinstance(error, OSError) and (problem := path_problem(error)) is not None:
         click.echo(f"error: {problem}", err=True)
         return
+    if isinstance(error, MemoryError):
+        what = printable(next(iter(str(error).splitlines()), "")) or "an allocation failed"
+        click.echo(f"error: the memory of this machine ran out: {what}; end other programs, or use less data or a smaller model", err=True)
+        return
     if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
         # Python reads a byte of the command line that is no text as such a character.
         click.echo(f"error: {printable(error.object)} is no text: it is not UTF-8; write it in UTF-8", err=True)

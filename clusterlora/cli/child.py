@@ -18,7 +18,7 @@ def in_child(work: Callable[[], T], *, doing: str) -> T:
         doing: what the work is, for the message of its end.
 
     Raises:
-        RuntimeError: the fork was killed, by the system where memory ran out.
+        MemoryError: the fork was killed, by the system where memory ran out.
         OSError: there is no memory for a fork.
     """
     if "torch" in sys.modules:
@@ -43,7 +43,7 @@ def in_child(work: Callable[[], T], *, doing: str) -> T:
     finally:
         os.waitpid(pid, 0)
     if not message:
-        raise RuntimeError(f"the process that was {doing} was killed; was memory left?")
+        raise MemoryError(f"the process that was {doing} was killed")
     outcome, value = pickle.loads(message)
     if outcome == "raised":
         raise value

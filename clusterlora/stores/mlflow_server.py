@@ -4,6 +4,7 @@ import re
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -30,6 +31,16 @@ def pages(search: Callable[..., PagedList[T]], *args: Any, **options: Any) -> It
         yield from page
 
 
+def _is_address(uri: str) -> bool:
+    """Return whether a text is the address of a server over HTTP."""
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        # A port that is no number is found out when it is read.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 class MlflowServer:
     """An MLflow server by its address, with a client that no global setting of MLflow touches."""
 
@@ -42,7 +53,7 @@ class MlflowServer:
         Raises:
             BadSettings: not an http address. Processes that share a database without a server break each other's migrations.
         """
-        if not re.match(r"https?://", uri):
+        if not _is_address(uri):
             raise BadSettings(f"MLflow tracking URI {uri!r} is not a server's address; start `mlflow server` and write http://host:port")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.uri = uri

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora.cli import cli, main
 from clusterlora.cli.child import in_child
 from clusterlora.errors import BadData, TrainingDiverged
 
@@ -54,7 +55,7 @@ def test_an_error_with_fields_keeps_them() -> None:
 
 
 def test_a_killed_child_is_told() -> None:
-    with pytest.raises(RuntimeError, match="the process that was trying was killed"):
+    with pytest.raises(MemoryError, match="the process that was trying was killed"):
         in_child(lambda: os.kill(os.getpid(), 9), doing="trying")
 
 
@@ -91,3 +92,25 @@ except BaseException as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("KeyboardInterrupt\n", "")
+
+
+@pytest.mark.parametrize(("error", "told"), [(MemoryError(), "an allocation failed"), (MemoryError("5 GB"), "5 GB")])
+def test_memory_that_ran_out_is_told_as_that(
+    error: MemoryError, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.commands["compare"], "callback", full)
+    assert main(["compare"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: the memory of this machine ran out: {told}; end other programs")
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://", "https://host:port", "mlflow:5000", "http://host:0"])
+def test_a_tracking_address_that_is_none_is_named(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert main(["registry", "list"]) == 1
+    assert f"error: MLflow tracking URI {address!r} is not a server's address;" in capsys.readouterr().err
