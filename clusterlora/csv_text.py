@@ -5,7 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r")
+_RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula begins with, also in the full-width signs of East Asian keyboards, and what some programs skip before it."""
 
 
 def csv_text(records: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:

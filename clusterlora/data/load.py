@@ -15,7 +15,7 @@ from clusterlora.data.legacy_import import read_splits
 from clusterlora.data.permutation import permuted
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.prompt_fit import PromptFit
-from clusterlora.data.similar_ids import described, similar_ids
+from clusterlora.data.similar_ids import described, similar_ids, visible
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import BEYOND, SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
 from clusterlora.data.twins import nameless_text, near_twins, own_words
@@ -70,6 +70,21 @@ def load(settings: DataSettings, fit: PromptFit | None = None, left: Callable[[s
     return dataset
 
 
+def _warn_of_similar_dialogues(reading: SourceData) -> None:
+    """Name ids of a person's conversations that look alike: two halves of one conversation could land in train and in test."""
+    ids: dict[str, dict[str, None]] = {}
+    for (persona_id, _), conversation in reading.conversation_by_dialogue.items():
+        ids.setdefault(persona_id, {})[conversation] = None
+    alike = [(persona_id, group) for persona_id, of_person in ids.items() for group in similar_ids(of_person)]
+    if alike:
+        shown = "; ".join(f"{described([group])} of {visible(persona_id)}" for persona_id, group in alike[:_MOST_NAMED])
+        log.warning(
+            "%s of a person's dialogue ids look alike (%s); if they are one dialogue each, write the ids alike",
+            counted(len(alike), "group"),
+            shown,
+        )
+
+
 def unread_words(names: Sequence[str], most: int = _MOST_NAMED) -> str:
     """Return the names of columns and fields that nothing reads, and what helps."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -108,6 +123,7 @@ def _read(settings: DataSettings, problems: Problems) -> SourceData:
     _refuse_repeated_names(reading, problems)
     if problems.count:
         return reading
+    _warn_of_similar_dialogues(reading)
     if settings.task != "text":
         reading = replace(reading, dataset=Dataset(plain_labels(reading.dataset.personas, settings.task)))
     if settings.splits is None:

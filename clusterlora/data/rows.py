@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clusterlora.data.lines import json_records, text_lines
+from clusterlora.data.lines import MAX_LINE_BYTES, json_records, text_lines
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.errors import BadData, printable
 
@@ -86,6 +86,8 @@ def _csv_rows(path: Path, problems: Problems, columns: Collection[str] | None) -
 
     names: list[str] | None = None
     wanted: list[tuple[int, str]] = []
+    # A field is bounded by its line, as a text is in JSON. The limit is the process's.
+    csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(lines(), strict=True)
     while True:
         row_locations.clear()

@@ -4,6 +4,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
+"""Characters that are shown as nothing and are not in category Cf: joiners, fillers, variation selectors, the empty cell of Braille.
+
+Source: Unicode, DerivedCoreProperties.txt, Default_Ignorable_Code_Point."""
+
 
 def similar_ids(persona_ids: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     """Return the groups of ids that differ only by Unicode's normalisation, case, blanks or characters without width."""
@@ -15,7 +20,7 @@ def similar_ids(persona_ids: Iterable[str]) -> tuple[tuple[str, ...], ...]:
 
 def _plain(persona_id: str) -> str:
     text = unicodedata.normalize("NFKC", persona_id).casefold()
-    visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
+    visible = "".join(character for character in text if unicodedata.category(character) != "Cf" and not _UNSEEN.match(character))
     return re.sub(r"\s+", "", unicodedata.normalize("NFKC", visible))
 
 

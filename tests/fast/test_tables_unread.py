@@ -122,6 +122,30 @@ def test_ids_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "3 groups of people have ids that look alike ('zoë' and 'zoe\\u0308'; " in caplog.text
 
 
+@pytest.mark.parametrize("unseen", ["\ufe0f", "\u034f", "\u115f", "\u3164", "\u17b4", "\u2800", "\U000e0100", "\u200b", "\u2060"])
+def test_characters_that_are_shown_as_nothing_make_no_other_id(unseen: str) -> None:
+    assert similar_ids(["ana", f"ana{unseen}", "anna"]) == (("ana", f"ana{unseen}"),)
+
+
+def test_ids_of_a_persons_dialogues_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{**row, "dialogue_id": "D" if n % 5 == 0 else f"d{n}"} for n, row in enumerate(ROWS)] + [
+        {**ROWS[0], "prompt": "more?", "dialogue_id": "d"}
+    ]
+    load(settings(jsonl(tmp_path / "people.jsonl", rows)))
+    assert "1 group of a person's dialogue ids look alike ('D' and 'd' of 'ann'); if they are one dialogue each, write" in caplog.text
+
+
+def test_a_csv_field_may_be_as_long_as_a_text_in_json(tmp_path: Path) -> None:
+    turns = [{"role": role, "text": f"{role} {'word ' * 15_000}"} for role in ("user", "assistant") * 2]
+    rows = [
+        {"persona_id": name, "messages": json.dumps([*turns, {"role": "user", "text": f"{n}"}, *turns[1:2]])}
+        for n in range(5)
+        for name in "ab"
+    ]
+    (tmp_path / "people.csv").write_text(csv_text(rows), encoding="utf-8")
+    assert {len(persona.dialogues) for persona in load(settings(tmp_path / "people.csv")).personas} == {5}
+
+
 def test_an_id_that_stands_as_a_number_and_as_a_text_is_one_person_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{**row, "persona_id": 1 if n % 2 else "1"} for n, row in enumerate(ROWS[:5])] + ROWS[5:]
     path = jsonl(tmp_path / "people.jsonl", rows)
@@ -139,6 +163,11 @@ def test_no_cell_is_run_by_a_spreadsheet_and_numbers_stay_numbers() -> None:
     written = csv_text([{"a": cell, "b": n} for n, cell in enumerate(cells)])
     read = [row[0] for row in csv.reader(io.StringIO(written, newline=""))][1:]
     assert read == ["'=1+1", "'+x", "'-x", "'@sum", "'\tx", "'\rx", "x=1", "", "", "-3.5", "7"]
+
+
+@pytest.mark.parametrize("cell", ["\n=1+1", "\uff1d1+1", "\uff0bx", "\uff0dx", "\uff20sum"])
+def test_full_width_signs_and_line_breaks_before_a_formula_are_no_formula(cell: str) -> None:
+    assert next(csv.reader(io.StringIO(csv_text([{"a": cell}]).split("\n", 1)[1], newline=""))) == [f"'{cell}"]
 
 
 def test_a_key_that_stands_twice_in_messages_as_text_is_refused(tmp_path: Path) -> None:
