@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from clusterlora.chat.control import ControlTokens
 from clusterlora.chat.lead import REASONING, lead_of, opened_before_answers
 from clusterlora.chat.source import frozen_source
-from clusterlora.errors import BadData, ModelUnavailable
+from clusterlora.chat.steps import EndlessTemplate, bounded
+from clusterlora.errors import BadData, ModelUnavailable, counted
 from clusterlora.values import Role, Turn
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ class ChatTemplate:
             self._parts_by_shape.move_to_end(key)
             return self._parts_by_shape[key]
         messages = [{"role": role, "content": f"{lead}\ue000{self._mark}:{i}\ue000{trail}"} for i, (role, lead, trail) in enumerate(shape)]
-        text = render(self._tokenizer, messages, self.source, generation=generation)
+        # The words count for nothing here: what is rendered with them has been rendered so.
+        with bounded(len(shape), sum(len(message["content"]) for message in messages)):
+            text = render(self._tokenizer, messages, self.source, generation=generation)
         parts = [int(part) if i % 2 else part for i, part in enumerate(self._placeholder.split(text))]
         if len(shape) <= _MAX_TURNS and sum(len(lead) + len(trail) for _, lead, trail in shape) <= _MAX_MARGINS:
             self._parts_by_shape[key] = parts
@@ -273,8 +276,13 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, st
     """Return what a template makes of messages. Raises ModelUnavailable with the template's own words where it refuses them."""
     from jinja2 import TemplateSyntaxError, UndefinedError
 
+    turns = list(messages)
     try:
-        return str(tokenizer.apply_chat_template(list(messages), chat_template=source, tokenize=False, add_generation_prompt=generation))
+        return str(tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False, add_generation_prompt=generation))
+    except EndlessTemplate as error:
+        raise ModelUnavailable(
+            f"the chat template of {named(tokenizer)} has no end: {error} for {counted(len(turns), 'turn')}; mend chat_template.jinja"
+        ) from error
     except TemplateSyntaxError as error:
         raise ModelUnavailable(
             f"the chat template of {named(tokenizer)} has an error in line {error.lineno} ({error.message}); mend chat_template.jinja"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from clusterlora.chat.control import ControlTokens
+from clusterlora.chat.panics import panics_refused
 from clusterlora.chat.template import Span
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ class TextEncoder:
         return self._begun(piece)
 
     def _tokenised(self, texts: list[str], *, plain: bool = False) -> list[Ids]:
-        ids_of_texts = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        with panics_refused(f"the tokenizer of {self._tokenizer.name_or_path!r}"):
+            ids_of_texts = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
         number = self._number
         return [tuple([number.setdefault(one, one) for one in ids]) for ids in cast("list[list[int]]", ids_of_texts)]
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clusterlora.catalog import Catalog
+from clusterlora.chat.panics import panics_unprinted
 from clusterlora.errors import ModelUnavailable, printable
 from clusterlora.models.checks import read_settings
 from clusterlora.models.hub import hub_snapshot
@@ -133,7 +134,7 @@ def load_embedder(name: str, *, device: str = "cpu") -> Embedder:
     """
     folder, revision = _find(name)
     safe = {"use_safetensors": True}
-    with one_line(f"embedding model {name!r} in {folder}", folder), quiet():
+    with one_line(f"embedding model {name!r} in {folder}", folder), quiet(), panics_unprinted():
         from sentence_transformers import SentenceTransformer
 
         most_tokens(folder)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clusterlora.chat.encoder import TokenSequence
+from clusterlora.chat.panics import panics_unprinted
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import BaseModel
 from clusterlora.models.embedding import ADDED_TOKENS, ENGLISH, embedding_folder, most_tokens
@@ -120,7 +121,7 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
     from transformers import AutoTokenizer
 
     folder = embedding_folder(name)
-    with one_line(f"embedding model {name!r} in {folder}", folder), quiet():
+    with one_line(f"embedding model {name!r} in {folder}", folder), quiet(), panics_unprinted():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
         limit = most_tokens(folder)

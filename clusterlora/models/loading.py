@@ -2,10 +2,12 @@
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clusterlora.chat.panics import panics_refused, panics_unprinted
 from clusterlora.chat.template import ended_as_generated
 from clusterlora.errors import ModelUnavailable, printable
 from clusterlora.models.checks import (
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken", "*.tokenizer", "byte_maps.json")
 """Files of which a tokenizer has one at least."""
+_TRIAL = "A text: un texte où ça été, ein Größerer; текст, 一段文字, テスト, 한글, ไทย, हिन्दी, نص. 🙂👩‍🚀 e\u0301 \u00a0\t\n x1_000 <|end|>"
+"""What a tokenizer is tried on: letters of many scripts, marks, digits, white space."""
 _LOCAL: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -111,11 +115,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             f"base model folder {folder} holds no tokenizer (such as tokenizer.json); get it from where the model comes from"
         )
     _refuse_tokenizer_of_a_package(folder)
-    with one_line(f"the tokenizer in {folder}", folder), quiet():
+    with one_line(f"the tokenizer in {folder}", folder), quiet(), panics_unprinted():
         # With mistral_common installed, its own tokenizer would be taken, which knows no chat template: other ids than without the package.
         tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False, **_LOCAL, **gguf)
         # Settings that it does not understand show when it is used.
         tokenizer("a b")
+        with suppress(Exception):  # a small vocabulary may lack any of it; what panics is raised
+            tokenizer.decode(tokenizer(_TRIAL).input_ids)
     file = folder / "generation_config.json"
     ends = read_settings(file).get("eos_token_id") if file.is_file() else None
     # Settings that name one end name the tokenizer's.
@@ -151,7 +157,8 @@ def one_line(what: str, folder: Path) -> Iterator[None]:
     import torch
 
     try:
-        yield
+        with panics_refused(what):
+            yield
     except (ModelUnavailable, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -226,7 +233,7 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         with without_progress_bars():
             yield

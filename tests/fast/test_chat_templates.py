@@ -480,6 +480,30 @@ def test_a_missing_or_broken_template_is_refused_with_the_fix_in_one_line() -> N
         ChatTemplate(tokenizer_of(replace(PHI3, template="{{ raise_exception('never') }}")))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{{ m.content * 100000 }}",
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ m.content }}",
+        "{% set ns = namespace(x=[0]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ m.content }}",
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}{{ m.content }}",
+        "{% for i in range(90000) %}{{ 'much of the same' }}{% endfor %}{{ m.content }}",
+        "{% macro more(n) %}{% if n %}{{ more(n - 1) }}{{ more(n - 1) }}{% endif %}{% endmacro %}{{ more(60) }}{{ m.content }}",
+        "{{ range(90000) | map('string') | map('upper') | list | length }}" * 5 + "{{ m.content }}",
+    ],
+)
+def test_a_template_without_an_end_is_refused_in_one_line(body: str) -> None:
+    endless = replace(PHI3, template="{% for m in messages %}" + body + "<|end|>{% endfor %}")
+    with pytest.raises(ModelUnavailable, match=r"has no end: it (takes|writes) more than [\d,]+ \w+ for 3 turns; mend chat_"):
+        ChatTemplate(tokenizer_of(endless))
+
+
+def test_a_long_conversation_of_long_turns_is_no_template_without_an_end() -> None:
+    turns = tuple(Turn("user" if n % 2 == 0 else "assistant", "many words " * 500) for n in range(401))
+    spans = ChatTemplate(_CHATML).prompt(turns)
+    assert sum(span.is_data for span in spans) == len(turns)
+
+
 def test_a_tokenizer_without_eos_can_be_used_where_the_template_ends_its_turns_and_is_refused_elsewhere() -> None:
     assert ChatTemplate(tokenizer_of(replace(PHI3, template=PHI3.template.replace("{{ eos_token }}", ""), eos=None))).end_token == "<|end|>"
     with pytest.raises(ModelUnavailable, match=r"no eos_token; set eos_token in tokenizer_config\.json"):

@@ -58,6 +58,43 @@ def weights_as_a_link_to_nothing(folder: Path) -> None:
     (folder / WEIGHTS).symlink_to(folder / "nowhere")
 
 
+def in_tokenizer(**changes: object) -> Callable[[Path], None]:
+    return setting("tokenizer.json", **changes)
+
+
+def of_its_model(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+        in_tokenizer(model={**model, **changes})(folder)
+
+    return change
+
+
+PANICS = (
+    in_tokenizer(
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "Q", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    ),
+    in_tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "ABQCAA=="}),
+    of_its_model(continuing_subword_prefix="é"),
+)
+
+
+@pytest.mark.parametrize("damage", PANICS)
+def test_a_tokenizer_that_panics_is_refused_in_one_line_and_nothing_is_printed(
+    folder: Path, damage: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    damage(folder)
+    with pytest.raises(ModelUnavailable, match=r"the tokenizer in .* cannot be (used|loaded): ") as refusal:
+        usable_base(str(folder))
+    assert "\n" not in str(refusal.value)
+    assert capfd.readouterr().err == ""
+
+
 def half_of_the_weights(folder: Path) -> None:
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])

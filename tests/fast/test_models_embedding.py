@@ -122,7 +122,10 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(file: str, data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_bytes(data) and None
+    def change(folder: Path) -> None:
+        (folder / file).write_bytes(data)
+
+    return change
 
 
 def setting(file: str, **changes: object) -> Callable[[Path], None]:
