@@ -4,25 +4,24 @@ import getpass
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clusterlora.cli.child import in_child
 from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import N_WORKERS, FiniteRange, study_from, study_options
 from clusterlora.cli.orchestration import deployments, in_prefect, services_home
 from clusterlora.cli.printing import echo_columns
 from clusterlora.cli.progress import console_log, echo_stderr
+from clusterlora.cli.usable_inputs import with_usable_inputs
 from clusterlora.recipe import MOST_EPOCHS, MOST_LEARNING_RATE
 
 if TYPE_CHECKING:
     from clusterlora.ports.stores import Stores
-    from clusterlora.settings import Study
 
 _RUN_EXAMPLES = """\b
 Examples:
@@ -78,7 +77,7 @@ def run(workers: int | None, no_wait: bool, show_settings: bool, as_json: bool, 
 
         click.echo(json.dumps(as_mapping(study), indent=2))
         return
-    study = _with_usable_inputs(study)
+    study = with_usable_inputs(study)
     stay = sys.stdout.isatty() and not no_wait and not as_json
     ended = deployments("launch").run_study(study, home=services_home(), workers=workers, stay=stay, log=echo_stderr, results=not as_json)
     if as_json:
@@ -101,7 +100,7 @@ def permute(times: int, workers: int | None, as_json: bool, **options: Any) -> N
     from clusterlora.planning.null_studies import null_studies
     from clusterlora.results.null_rate import rate_of, write_null_rate
 
-    original = _with_usable_inputs(study_from(options))
+    original = with_usable_inputs(study_from(options))
     nulls = null_studies(original, times)
     user = f"permutations of {original.name}"
     ended = deployments("launch").run_studies(nulls, home=services_home(), workers=workers, user=user, log=echo_stderr)
@@ -324,60 +323,6 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
         click.echo(f"study {name} {action[choice]}")
     else:
         click.echo(f"stored; it takes effect with: clusterlora study run --name {name}")
-
-
-def _with_usable_inputs(study: "Study") -> "Study":
-    """Return the study with its base model; raise for one that cannot be used, or such data, before any server is started."""
-    from clusterlora.models.base import BASE_MODELS, base_revision
-    from clusterlora.models.embedding import embedding_folder
-    from clusterlora.settings import chosen_base
-    from clusterlora.stages.pairwise import preferences_of_people
-
-    stores = open_local_stores()
-    study = with_base(study, stores)
-    if study.refresh.root is not None:
-        # Its data are recorded, joined to those of before.
-        return study
-    deployments("launch").refuse_unknown_pool(study.runtime.gpu_pool, home=services_home())
-    if study.data.path is None and chosen_base(study) in BASE_MODELS and _fits_as_it_comes(study):
-        base_revision(chosen_base(study))
-        embedding_folder(study.model.embedding)
-        preferences_of_people(study)
-        return study
-    # The base and the data are read again where they are used; this command then waits, for hours.
-    in_child(lambda: _refuse_unusable(study), doing="checking data and base model")
-    return study
-
-
-def _fits_as_it_comes(study: "Study") -> bool:
-    """Return whether a study sets nothing that its base or its embedding model might not take: then no model needs to be opened."""
-    from clusterlora.recipe import Recipe
-    from clusterlora.settings import ModelSettings
-
-    as_it_comes = replace(ModelSettings(), base=study.model.base, dtype=study.model.dtype)
-    return (
-        study.model == as_it_comes
-        and study.recipe.target_modules == Recipe().target_modules
-        and study.evaluation.max_new_tokens is None
-        and study.clustering.algorithm != "description"
-    )
-
-
-def _refuse_unusable(study: "Study") -> None:
-    from clusterlora.models.embedding import refuse_unusable_embedder
-    from clusterlora.stages.base_checks import fitted_dataset
-    from clusterlora.stages.model_fit import refuse_misfits
-    from clusterlora.stages.pairwise import preferences_of_people
-    from clusterlora.stages.prepare import as_prepared, stored_study
-
-    stores = open_local_stores()
-    preferences_of_people(study)
-    settings, base = as_prepared(study, stores)
-    refuse_unusable_embedder(settings.model.embedding)
-    dataset, _ = fitted_dataset(settings, base.tokenizer)
-    if stored_study(study.name, stores) is None:
-        with console_log() as log:
-            refuse_misfits(settings, base, dataset.personas, log)
 
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:

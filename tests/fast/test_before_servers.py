@@ -1,6 +1,5 @@
 """Whatever `study run` cannot use is refused before a server starts, with invented people and the built-in base as with own data."""
 
-import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from clusterlora.cli import main
+from clusterlora.cli import main, usable_inputs
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import base_revision
 from deployments import launch
-
-study_cli: Any = importlib.import_module("clusterlora.cli.study")
 
 
 @pytest.fixture
@@ -74,7 +71,7 @@ def test_a_study_as_it_comes_starts_without_a_model_being_opened(started: list[s
     def opened(_study: Any) -> None:
         raise AssertionError("a model was opened")
 
-    monkeypatch.setattr(study_cli, "_refuse_unusable", opened)
+    monkeypatch.setattr(usable_inputs, "_refuse_unusable", opened)
     assert run() == 0
     assert started == ["quick"]
     assert base_revision("homelm")

@@ -14,9 +14,12 @@ from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.engine.base import BaseModel
 from clusterlora.errors import ClusterLoraError
 from clusterlora.models.base import HOMELM_FOLDER, base_revision, load_base, usable_base
+from clusterlora.models.embedding import load_embedder
+from clusterlora.models.fit import embedding_findings
 from clusterlora.values import Turn
 from deployments import services_state
 from tests.fast.test_fuzz import SCALAR, fuzz, outcome_of, spoilt_bytes
+from tests.fixtures.embedding_folders import write_embedding_folder
 from tests.fixtures.imported import write_adapter
 
 pytestmark = [pytest.mark.timeout(0)]
@@ -24,7 +27,8 @@ pytestmark = [pytest.mark.timeout(0)]
 __all__ = ["fuzz"]
 
 TURNS = (Turn("system", "Be brief."), Turn("user", "Light?"), Turn("assistant", "On."), Turn("user", "Off?"))
-SETTINGS_OF_BASES = ("config.json", "tokenizer_config.json", "generation_config.json")
+SETTINGS_OF_BASES = ("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json")
+SETTINGS_OF_EMBEDDERS = ("config.json", "tokenizer_config.json", "tokenizer.json", "modules.json", "sentence_bert_config.json")
 VALUES = SCALAR | st.lists(SCALAR, max_size=2) | st.dictionaries(st.sampled_from(["a", "content", "rope_type"]), SCALAR, max_size=2)
 DEEP = b"[" * 100_000
 _HEADER = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e400]}}'
@@ -37,6 +41,11 @@ BEYOND_MEMORY = {"num_hidden_layers", "vocab_size", "hidden_size", "intermediate
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(HOMELM_FOLDER, tmp_path_factory.mktemp("fuzz") / "base"))
+
+
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_embedding_folder(tmp_path_factory.mktemp("fuzz") / "embedding")
 
 
 def use_base(folder: Path) -> None:
@@ -68,6 +77,27 @@ def test_any_settings_of_a_base_model_are_used_or_refused(name: str, whole: Path
         case()
     finally:
         (whole / name).write_bytes(original)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", SETTINGS_OF_EMBEDDERS)
+def test_any_settings_of_an_embedding_model_are_used_or_refused(name: str, embedding: Path, fuzz: settings) -> None:
+    original = (embedding / name).read_bytes()
+    values = json.loads(original)
+    others = changes(values).map(lambda new: {**values, **new}) if isinstance(values, dict) else VALUES
+
+    @fuzz
+    @given(others.map(lambda other: json.dumps(other).encode()) | spoilt_bytes(original))
+    @example(DEEP)
+    def case(content: bytes) -> None:
+        (embedding / name).write_bytes(content)
+        outcome_of(lambda: embedding_findings(str(embedding), ["a text"], is_headline=True), refusals=ClusterLoraError)
+        outcome_of(lambda: load_embedder(str(embedding)), refusals=ClusterLoraError)
+
+    try:
+        case()
+    finally:
+        (embedding / name).write_bytes(original)
 
 
 PIECES = st.lists(
@@ -106,6 +136,7 @@ def test_any_chat_template_is_used_or_refused(whole: Path, fuzz: settings) -> No
     @fuzz
     @given(PIECES.map("".join).map(str.encode) | spoilt_bytes(original))
     @example(b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
+    @example(b"{% for m in messages %}{{ m.content * 100000 }}{% endfor %}")
     def case(content: bytes) -> None:
         (whole / "chat_template.jinja").write_bytes(content)
         outcome_of(lambda: use_base(whole), refusals=ClusterLoraError)

@@ -192,7 +192,7 @@ def test_the_command_runs_every_null_prints_the_rate_and_says_which_one_did_not_
     monkeypatch.setattr(study_cli, "deployments", lambda _module: SimpleNamespace(run_studies=run_studies))
     monkeypatch.setattr(study_cli, "services_home", lambda: None)
     monkeypatch.setattr(study_cli, "open_local_stores", lambda: stores)
-    monkeypatch.setattr(study_cli, "_with_usable_inputs", lambda study: study)
+    monkeypatch.setattr(study_cli, "with_usable_inputs", lambda study: study)
     monkeypatch.setattr("clusterlora.results.null_rate.rate_of", lambda names, _: null_rate([(name, outcome()) for name in names]))
     asked = ["permute", "--preset", "quick", "--times", "3", "--json"]
     ended = CliRunner().invoke(study_cli.study, asked)
