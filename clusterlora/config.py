@@ -189,15 +189,23 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key.strip(), None if turns_off else value.strip()
 
 
+_MOST_CHARACTERS = 1_000_000
+"""Of a configuration's file; a device has no end."""
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(_MOST_CHARACTERS + 1)
+        if len(text) <= _MOST_CHARACTERS:
+            return tomllib.loads(text)
     except FileNotFoundError:
         raise BadSettings(f"{file}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise BadSettings(f"{file}: cannot be read ({problem}); a configuration is a UTF-8 TOML file") from problem
     except (ValueError, RecursionError) as problem:  # a number with thousands of digits, brackets nested thousands deep
         raise BadSettings(f"{file}: not valid TOML: {problem}; correct it there") from problem
+    raise BadSettings(f"{file}: has more than {_MOST_CHARACTERS:,} characters, so it is no configuration; name the TOML file")
 
 
 def _beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,3 +107,8 @@ def test_a_pool_that_a_file_describes_is_known(tmp_path: Path, monkeypatch: pyte
     launch.refuse_unknown_pool("gpu-big", home=tmp_path)
     with pytest.raises(BadSettings, match="'gpu-small'"):
         launch.refuse_unknown_pool("gpu-small", home=tmp_path)
+
+
+def test_a_configuration_without_an_end_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", "--config", "/dev/zero"]) == 1
+    assert "/dev/zero: has more than 1,000,000 characters, so it is no configuration; name the TOML file" in capsys.readouterr().err
