@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from clusterlora.catalog import Catalog
 from clusterlora.chat.source import frozen_source
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadSettings, harmless
 from clusterlora.method_settings import MergeSettings
 from clusterlora.recipe import MOST_RANK
 from clusterlora.settings import Lengths, Study, check_study_name
@@ -61,7 +61,7 @@ def _refresh_problems(study: Study) -> Iterator[str]:
 
 
 def _text_problems(path: str, value: object) -> Iterator[str]:
-    """Yield every text that cannot be stored: a terminal or a file gave bytes that are no UTF-8."""
+    """Yield every text that cannot be stored, as it is no UTF-8, or that a terminal would obey where it is shown."""
     if isinstance(value, Mapping):
         for name, part in cast("Mapping[str, object]", value).items():
             yield from _text_problems(f"{path}.{name}" if path else name, part)
@@ -70,6 +70,8 @@ def _text_problems(path: str, value: object) -> Iterator[str]:
             yield from _text_problems(path, part)
     elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         yield f"{path} = {value!r}: holds what is no UTF-8 text; write it in UTF-8"
+    elif isinstance(value, str) and harmless(value) != value and not path.endswith("system_prompt"):
+        yield f"{path} = {value!r}: holds control characters, which a terminal obeys; remove them"
 
 
 def _name_problems(study: Study) -> Iterator[str]:

@@ -64,13 +64,13 @@ def load(home: Path) -> ServicesState:
         ServiceDown: what was saved is damaged.
     """
     file = home / _FILE
-    if not file.is_file():
+    if not file.exists():
         return ServicesState()
     try:
         entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         by_name = {part: {name: Process(**process) for name, process in entries.get(part, {}).items()} for part in ("processes", "users")}
         return ServicesState(**{**entries, "ports": Addresses(**entries["ports"]), **by_name})
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise ServiceDown(
             f"{file}, which says what servers run, is damaged ({error}); stop those that run, and begin anew, with: clusterlora down"
         ) from error

@@ -34,7 +34,7 @@ from clusterlora.cli.study import study
 from clusterlora.cli.study_adapters import adapters
 from clusterlora.cli.study_diff import diff
 from clusterlora.cli.verify import verify
-from clusterlora.errors import ClusterLoraError, path_problem, printable
+from clusterlora.errors import ClusterLoraError, harmless, path_problem, printable
 
 EXAMPLES = """\b
 Examples:
@@ -93,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         exit_code = cli.main(args=argv, prog_name="clusterlora", standalone_mode=False)
     except click.ClickException as error:
+        # It repeats what was typed, or what a script was given.
+        error.message = harmless(error.message)  # pyright: ignore[reportAttributeAccessIssue]
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):

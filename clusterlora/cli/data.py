@@ -10,6 +10,7 @@ import click
 
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.progress import console_log
+from clusterlora.errors import harmless, printable
 
 if TYPE_CHECKING:
     from clusterlora.data.summary import DataSummary, TokenSummary
@@ -49,8 +50,8 @@ def template(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"data": str(people), "configuration": str(toml)}))
         return
-    click.echo(f"data           {people}\nconfiguration  {toml}")
-    click.echo(f"check it with: clusterlora data validate --config {toml}\nrun it with:   clusterlora study run --config {toml}")
+    click.echo(f"data           {printable(str(people))}\nconfiguration  {printable(str(toml))}")
+    click.echo(harmless(f"check it with: clusterlora data validate --config {toml}\nrun it with:   clusterlora study run --config {toml}"))
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl --dialogues 20 --picture people.png\n")
@@ -255,4 +256,8 @@ def synthesize(folder: Path, as_json: bool, **options: Any) -> None:
     settings = study_from(options).data.synthetic
     write_population(generate(settings), folder)
     record = {"folder": str(folder), "personas": sum(settings.cluster_sizes), "dialogues": settings.dialogues}
-    click.echo(json.dumps(record) if as_json else "wrote {personas} personas with {dialogues} dialogues each to {folder}".format(**record))
+    click.echo(
+        json.dumps(record)
+        if as_json
+        else "wrote {personas} personas with {dialogues} dialogues each to {folder}".format(**record | {"folder": printable(str(folder))})
+    )

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clusterlora.errors import harmless
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -23,11 +25,12 @@ def print_whole(renderable: "RenderableType") -> None:
 
 
 def echo_columns(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows as columns under their headings; nothing when there are no rows."""
+    """Print rows as columns under their headings, control characters escaped; nothing when there are no rows."""
     from rich.cells import cell_len
 
     if not rows:
         return
+    rows = [[harmless(cell) for cell in row] for row in rows]
     # A Chinese character takes two columns of a terminal, a combining accent none.
     widths = [max(cell_len(row[i]) for row in (heading, *rows)) for i in range(len(heading))]
     for row in (heading, *rows):

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from clusterlora import cli
+from clusterlora.cli import main
 from clusterlora.cli.chat import _print_table as print_answers  # pyright: ignore[reportPrivateUsage]
 from clusterlora.cli.printing import echo_columns, print_whole
+from clusterlora.config import resolve
 from clusterlora.errors import harmless
 from clusterlora.evaluation.markdown import markdown_table
 from deployments.study_results import _print_markdown  # pyright: ignore[reportPrivateUsage]
@@ -86,3 +88,21 @@ def test_a_text_of_people_cannot_command_the_terminal(capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert "second" in printed
     assert not set(printed) & {"\x1b", "\x07", "\x9b", "\r"}
+
+
+def test_control_characters_of_settings_and_of_what_was_typed_are_refused_or_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "run", "--show-settings", "--set", 'runtime.currency="\\u001b[31m"']) == 1
+    assert "runtime.currency = '\\x1b[31m': holds control characters" in capsys.readouterr().err
+    assert main(["study", "\x1b[31m"]) == 2
+    assert "\\x1b[31m" in (told := capsys.readouterr().err)
+    assert "\x1b" not in told
+    assert main(["data", "template", str(tmp_path / "\x1b[31m")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    echo_columns(("NAME",), (("\x1b[31m",),))
+    assert capsys.readouterr().out == "NAME\n\\x1b[31m\n"
+
+
+def test_a_system_prompt_may_hold_the_line_breaks_of_any_system() -> None:
+    assert resolve("quick", None, {"model.system_prompt": "Be kind.\r\nBe short."}).name

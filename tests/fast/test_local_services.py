@@ -321,3 +321,9 @@ def test_up_restarts_dead_processes_keeps_running_ones_and_avoids_used_ports(tmp
     assert set(stopped) == {"prefect-server", "mlflow-server", "worker-gpu"}
     assert local_services.status(tmp_path) is None
     assert local_services.dead_processes(tmp_path) == ()
+
+
+def test_a_folder_in_the_place_of_the_state_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "stack" / "stack.json").mkdir(parents=True)
+    with pytest.raises(ServiceDown, match=r"stack\.json, which says what servers run, is damaged"):
+        local_services.status(tmp_path / "stack")
