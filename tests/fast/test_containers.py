@@ -1,5 +1,6 @@
 """Images and compose.yaml, checked without a Docker engine."""
 
+import json
 import os
 import re
 import shutil
@@ -88,6 +89,15 @@ def test_no_service_has_capabilities_new_privileges_or_unlimited_resources():
         assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), name
 
 
+def test_a_run_in_a_container_of_its_own_is_limited_as_a_worker_is():
+    run = json.loads((CHECKOUT / "deployments" / "pools" / "gpu-docker.json").read_text(encoding="utf-8"))["job_configuration"]
+    worker, created = SERVICES["worker-gpu"], run["container_create_kwargs"]
+    assert created["cap_drop"] == worker["cap_drop"]
+    assert created["pids_limit"] == worker["pids_limit"]
+    assert created["log_config"] == {"type": worker["logging"]["driver"], "config": worker["logging"]["options"]}
+    assert run["mem_limit"].endswith("g")
+
+
 def test_each_service_has_a_database_role_of_its_own_and_none_the_superusers_password():
     users: dict[str, set[str]] = {}
     for name, service in SERVICES.items():
@@ -140,6 +150,7 @@ def test_the_served_champion_asks_for_a_key_and_finishes_what_runs():
         )
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert container["image"] == SERVICES["serve"]["image"]
+    assert all("sizeLimit" in volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume)
 
 
 def test_workers_serve_pools_that_exist():
