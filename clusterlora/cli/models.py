@@ -48,6 +48,7 @@ def build(name: str, out: Path, seed: int, as_json: bool) -> None:
     """Train the embedded base model again on generated data."""
     from clusterlora.models.build_homelm import build as build_homelm
 
+    out.mkdir(parents=True, exist_ok=True)  # where that is impossible, it is told before anything is trained
     with console_log() as log:
         measures = build_homelm(out, seed=seed, log=log)
     if as_json:

@@ -51,7 +51,7 @@ def use_local_services(*, keep_up: bool = False) -> None:
             running = local_services.status(home)
     except ServiceDown as problem:
         # Results and database can be read without servers.
-        echo_stderr(str(problem))
+        _tell_once(problem)
     environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("service_specs").results_home())}
     for address, prefix in (("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"), ("PREFECT_API_URL", "PREFECT_API_")):
         # The local passwords are not sent to another server.
@@ -71,8 +71,17 @@ def in_prefect(recorded: Mapping[str, str]) -> dict[str, Any]:
         services = deployments("local_services").status(services_home())
         return deployments("prefect_status").local_studies(recorded, services) if services is not None and recorded else {}
     except ServiceDown as problem:
-        echo_stderr(str(problem))
+        _tell_once(problem)
         return {}
+
+
+def _tell_once(problem: ServiceDown) -> None:
+    """Print what is wrong with the local services, which a command may look for several times, once in a command."""
+    context = click.get_current_context(silent=True)
+    told: set[str] = context.meta.setdefault("clusterlora.told", set()) if context is not None else set()
+    if str(problem) not in told:
+        told.add(str(problem))
+        echo_stderr(str(problem))
 
 
 def tell_champion_moved(study: str, message: str) -> None:

@@ -185,16 +185,18 @@ def refuse_other_weights(folder: Path, loading_info: Mapping[str, Any], *, remed
 
 
 def refuse_stored_otherwise(folder: Path) -> None:
-    """Check that every weight of a checkpoint is stored once, and as floating-point numbers where no quantisation is declared.
+    """Check that a checkpoint has weights for its layers, each stored once, as floating-point numbers where no quantisation is declared.
 
-    transformers takes either of two stored values, and reads integers as if they were the weights that they stand for.
+    transformers takes either of two stored values, and reads integers as if they were the weights that they stand for. It builds as many
+    layers as it is told to before it looks for their weights: a million take minutes.
 
     Raises:
         ModelUnavailable: one is not.
     """
     from safetensors import safe_open
 
-    is_quantised = "quantization_config" in _config(folder)
+    config = _config(folder)
+    is_quantised = "quantization_config" in config
     where: dict[str, str] = {}
     for file in loaded_files(folder):
         with safe_open(file, framework="pt") as opened:
@@ -208,6 +210,11 @@ def refuse_stored_otherwise(folder: Path) -> None:
                     "get that, or the weights as floating-point numbers"
                 )
         where |= dict.fromkeys(dtypes, file.name)
+    n_layers = config.get("num_hidden_layers")
+    if where and isinstance(n_layers, int) and n_layers > len(where):
+        raise ModelUnavailable(
+            f"base model {folder} has num_hidden_layers = {n_layers} (config.json) and {len(where)} weights; {_TOGETHER}"
+        )
 
 
 def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:

@@ -106,3 +106,24 @@ def test_control_characters_of_settings_and_of_what_was_typed_are_refused_or_esc
 
 def test_a_system_prompt_may_hold_the_line_breaks_of_any_system() -> None:
     assert resolve("quick", None, {"model.system_prompt": "Be kind.\r\nBe short."}).name
+
+
+def test_what_is_wrong_with_the_services_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = tmp_path / "stack"
+    stack.mkdir(mode=0o700)
+    (stack / "stack.json").write_text("{")
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(stack))
+    for _ in range(2):
+        assert main(["study", "list"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err.count("which says what servers run, is damaged") == 1
+        assert "no studies yet" in printed.out
+
+
+def test_a_base_is_not_built_where_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["models", "build", "homelm", "--out", str(tmp_path / "file" / "model")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file' / 'model'}: ")

@@ -172,6 +172,7 @@ def integers(folder: Path) -> None:
         (setting("config.json", hidden_size=-3), "cannot be loaded: "),
         (setting("config.json", num_attention_heads=0), "cannot be loaded: "),
         (setting("config.json", num_hidden_layers=[1]), "cannot be loaded: "),
+        (setting("config.json", num_hidden_layers=1_000_000), r"has num_hidden_layers = 1000000 \(config\.json\) and \d+ weights; "),
         (content("config.json", b"[]"), "config.json holds a JSON list, not an object"),
         (content("config.json", b"\xff{}"), "config.json is not JSON"),
         (content("generation_config.json", b"3"), "generation_config.json holds a JSON int, not an object"),
