@@ -305,7 +305,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One (method, training seed, persona, test item), by `adapters`: what the comparison is a pure function of."""
+    """One (method, training seed, persona, test item), by `adapters` ("" if chosen on val): what the comparison is a pure function of."""
 
     method: str
     persona_id: str

@@ -17,6 +17,8 @@ def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[E
         for route in routes
         if plan.keys.keys() >= set(route.composition.adapter_names)
     }
+    # Whom a method answers with what it chose on val is no group: people who gain alike choose alike.
+    choosers = {name for methods in plan.seeds for name, own in methods.items() if any(len(arms) > 1 for _, arms in own.arms_by_persona)}
     answers = {
         (a.composition_key, a.persona_id, a.item_id): a
         for a in stores.studies.answers(study.name, sorted(set(keys.values())))
@@ -33,7 +35,7 @@ def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[E
             text=answer.text,
             scores=dict(answer.scores),
             seed=route.seed,
-            adapters=" + ".join(route.composition.adapter_names),
+            adapters="" if route.method in choosers else " + ".join(route.composition.adapter_names),
         )
         for route in routes
         if route.composition in keys

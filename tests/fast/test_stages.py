@@ -204,6 +204,16 @@ def gate_waves(study: Study, stores: Stores, rung: Rung) -> list[list[str]]:
     return [[group.name for group in groups] for groups in waves]
 
 
+def test_rows_say_whom_the_same_adapters_answer_but_for_what_a_method_chose(study: Study, finished_stores: Stores) -> None:
+    found: dict[str, set[str]] = {}
+    for row in rows_of(study, finished_stores):
+        found.setdefault(row.method, set()).add(row.adapters)
+    assert found["unified"] == {"unified"}
+    assert found["cluster"] == {"cluster-00+warm-start", "cluster-01+warm-start"} or found["cluster"] == {"cluster-00", "cluster-01"}
+    assert len(found["per_persona"]) == 7
+    assert found["baseline"] == found["selective_routing"] == {""}
+
+
 @pytest.mark.whole
 def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, stores: Stores) -> None:
     study = replace(study, clustering=ClusteringSettings(k=2, sizes=(1, 6)))
