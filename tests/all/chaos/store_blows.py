@@ -1,11 +1,13 @@
 """Faults of what a study stores in: its disk, its database, and the clock of the host beside it."""
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -92,7 +94,11 @@ def start_other_worker(struck: Struck) -> str:
     environment["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     with (struck.there.folder / "other-worker.log").open("ab") as output:
         argv = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--limit", "1"]
-        worker = subprocess.Popen(argv, cwd=checkout, env=environment, stdout=output, stderr=output, start_new_session=True)
+        # A harness in the background ignores SIGINT, and so would the worker, which ends by it.
+        hear_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        worker = subprocess.Popen(
+            argv, cwd=checkout, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=hear_ctrl_c
+        )
     _wait(struck, 300)
     worker.terminate()
     worker.wait()
