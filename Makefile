@@ -117,8 +117,8 @@ load: $(INSTALLED)  ## eight writers against PostgreSQL, SQLite and MLflow: docs
 chaos: $(INSTALLED)  ## break studies at random moments for hours; what is recorded is not made again
 	$(BIN)/python -m tests.all.chaos.harness --record docs/reliability.json $(CHAOS)
 
-fuzz: $(INSTALLED)  ## loaders against 24,000 odd inputs, configuration against 12,000
-	$(BIN)/pytest --hypothesis-profile=long -m fast tests/fast/test_fuzz.py
+fuzz: $(INSTALLED)  ## loaders against 24,000 odd inputs, configuration against 12,000, model folders against 40,000
+	$(BIN)/pytest --hypothesis-profile=long -m "fast or whole" tests/fast/test_fuzz.py tests/fast/test_fuzz_models.py
 
 # It asks the package index about every pinned package; where that knows no advisories, it says which ones were not audited.
 audit: $(INSTALLED)  ## known vulnerabilities among the pinned packages

@@ -70,8 +70,12 @@ def _text_problems(path: str, value: object) -> Iterator[str]:
             yield from _text_problems(path, part)
     elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         yield f"{path} = {value!r}: holds what is no UTF-8 text; write it in UTF-8"
-    elif isinstance(value, str) and harmless(value) != value and not path.endswith("system_prompt"):
-        yield f"{path} = {value!r}: holds control characters, which a terminal obeys; remove them"
+    elif isinstance(value, str) and not path.endswith("system_prompt"):
+        # A column's name is as the file has it.
+        if harmless(value) != value:
+            yield f"{path} = {value!r}: holds control characters, which a terminal obeys; remove them"
+        elif not path.startswith("data.columns") and "".join(value.splitlines()) != value:
+            yield f"{path} = {value!r}: holds line breaks; rename what it names so that it is one line"
 
 
 def _name_problems(study: Study) -> Iterator[str]:

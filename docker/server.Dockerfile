@@ -15,6 +15,7 @@ RUN groupadd --gid 10001 clusterlora \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/clusterlora --create-home --shell /usr/sbin/nologin clusterlora
 COPY --from=build /opt/venv /opt/venv
 COPY --chmod=755 docker/entrypoint.sh docker/health.py /usr/local/bin/
+COPY --chmod=644 docker/prefect_server.py /usr/local/lib/clusterlora/prefect_server.py
 COPY --chmod=644 docker/mlflow-auth.ini /etc/clusterlora/mlflow-auth.ini
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -22,7 +23,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     PREFECT_HOME=/var/lib/clusterlora/prefect \
     PREFECT_UI_STATIC_DIRECTORY=/var/lib/clusterlora/prefect-ui \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
-    PREFECT_SERVER_API_KEEPALIVE_TIMEOUT=60 \
     MLFLOW_AUTH_CONFIG_PATH=/etc/clusterlora/mlflow-auth.ini \
     MLFLOW_DISABLE_TELEMETRY=true \
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
@@ -30,6 +30,6 @@ USER 10001:10001
 VOLUME /var/lib/clusterlora
 EXPOSE 4200 5000
 ENTRYPOINT ["entrypoint.sh"]
-CMD ["prefect", "server", "start", "--host", "0.0.0.0", "--port", "4200"]
+CMD ["uvicorn", "--app-dir=/usr/local/lib/clusterlora", "--factory", "prefect_server:app", "--host=0.0.0.0", "--port=4200", "--timeout-keep-alive=60"]
 HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=4 \
     CMD ["python", "/usr/local/bin/health.py", "http://127.0.0.1:4200/api/health"]

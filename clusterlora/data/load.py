@@ -71,7 +71,11 @@ def load(settings: DataSettings, fit: PromptFit | None = None, left: Callable[[s
 
 
 def _warn_of_similar_dialogues(reading: SourceData) -> None:
-    """Name ids of a person's conversations that look alike: two halves of one conversation could land in train and in test."""
+    """Name ids of a person's conversations that look alike, of which two halves could land in train and in test, or that were joined."""
+    if reading.dialogues_number_and_text:
+        some = reading.dialogues_number_and_text[:_MOST_NAMED]
+        shown = "; ".join(f"{visible(dialogue_id)} of {visible(persona_id)}" for persona_id, dialogue_id in some)
+        log.warning("dialogue ids that stand as a number and as a text are read as one dialogue each: %s", shown)
     ids: dict[str, dict[str, None]] = {}
     for (persona_id, _), conversation in reading.conversation_by_dialogue.items():
         ids.setdefault(persona_id, {})[conversation] = None

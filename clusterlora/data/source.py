@@ -15,8 +15,8 @@ class SourceData:
     `location_by_persona` is where the input first speaks of somebody. Maps of dialogues are by (persona id, dialogue id):
     `location_by_dialogue` has those that stand elsewhere, and `conversation_by_dialogue` the conversation that a dialogue is a part of, if
     the input names one; dialogues of one conversation refer to each other and should be in the same split. `n_beginnings` counts the
-    dialogues left out because a longer one begins with all of their turns. `number_and_text` are the ids that stand in the input as numbers
-    and as texts, and `unread` the columns and fields that it has and nothing reads. `unused` counts the dialogues that were read and are
+    dialogues left out because a longer one begins with all of their turns. `number_and_text` are the people's ids that stand in the input
+    as numbers and as texts, `dialogues_number_and_text` people with such an id of a dialogue of theirs, and `unread` the columns and fields that it has and nothing reads. `unused` counts the dialogues that were read and are
     not in `dataset`, by the reason why; `uneven` says who gets other shares than asked for.
     """
 
@@ -26,6 +26,7 @@ class SourceData:
     conversation_by_dialogue: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     n_beginnings: int = 0
     number_and_text: tuple[str, ...] = ()
+    dialogues_number_and_text: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
     unused: Mapping[str, int] = field(default_factory=dict[str, int])
     uneven: tuple[str, ...] = ()

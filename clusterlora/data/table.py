@@ -97,6 +97,7 @@ class _Draft:
     description: str | None = None
     rows: list["_Row"] = field(default_factory=list["_Row"])
     id_types: set[type] = field(default_factory=set[type])
+    dialogue_id_types: dict[str, set[type]] = field(default_factory=dict[str, set[type]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,8 @@ class _Table:
         draft = self.people.setdefault(persona_id, _Draft(location))
         draft.id_types.add(type(row["persona_id"]))
         _set_description(draft, row.get("persona_description"), location, columns["persona_description"], problems)
+        if dialogue_id is not None:
+            draft.dialogue_id_types.setdefault(dialogue_id, set()).add(type(raw_id))
         if turns_of_row is None or (raw_id is not None and dialogue_id is None):
             return
         draft.rows.append(_Row(location, dialogue_id, turns_of_row, split, "messages" in row))
@@ -232,5 +235,15 @@ def _source_data(people: Mapping[str, _Draft]) -> SourceData:
                 conversations[name, unique] = row.dialogue_id
         personas.append(Persona(name, draft.description, tuple(dialogues.values())))
     twofold = tuple(name for name, draft in people.items() if len(draft.id_types) > 1)
+    twofold_dialogues = tuple(
+        (name, dialogue_id) for name, draft in people.items() for dialogue_id, types in draft.dialogue_id_types.items() if len(types) > 1
+    )
     first = {name: draft.location for name, draft in people.items()}
-    return SourceData(Dataset(tuple(personas)), first, locations, conversations, number_and_text=twofold)
+    return SourceData(
+        Dataset(tuple(personas)),
+        first,
+        locations,
+        conversations,
+        number_and_text=twofold,
+        dialogues_number_and_text=twofold_dialogues,
+    )

@@ -136,6 +136,17 @@ def refuse_bad_end_ids(model: "PreTrainedModel", folder: Path) -> None:
             )
 
 
+def refuse_unknown_token_without_id(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Check that what stands for an unknown token has an id: transformers looks it up without end. Raises ModelUnavailable."""
+    try:
+        _ = tokenizer.unk_token_id
+    except RecursionError:
+        raise ModelUnavailable(
+            f"tokenizer_config.json of {folder} has unk_token = {printable(repr(tokenizer.unk_token))}, which is no token of its "
+            "vocabulary; get it again from where the model comes from"
+        ) from None
+
+
 def refuse_recurrent(model: "PreTrainedModel", name: object) -> None:
     """Check that a model keeps keys and values of all tokens and no state that sums them up: answers share the work on common beginnings.
 

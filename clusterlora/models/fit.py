@@ -9,6 +9,7 @@ from clusterlora.chat.encoder import TokenSequence
 from clusterlora.chat.panics import panics_unprinted
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import BaseModel
+from clusterlora.models.checks import refuse_unknown_token_without_id
 from clusterlora.models.embedding import ADDED_TOKENS, ENGLISH, embedding_folder, most_tokens
 from clusterlora.models.language import languages
 from clusterlora.models.loading import one_line, quiet
@@ -123,6 +124,7 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
     folder = embedding_folder(name)
     with one_line(f"embedding model {name!r} in {folder}", folder), quiet(), panics_unprinted():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        refuse_unknown_token_without_id(tokenizer, folder)
         ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
         limit = most_tokens(folder)
     fix = f"use a multilingual one such as --set model.embedding={MULTILINGUAL}"

@@ -19,6 +19,7 @@ from clusterlora.models.checks import (
     refuse_other_weights,
     refuse_stored_otherwise,
     refuse_tokens_without_embedding,
+    refuse_unknown_token_without_id,
     refuse_what_cannot_be_computed,
 )
 from clusterlora.models.gguf_file import refuse_other_tensors, tensor_shapes
@@ -118,6 +119,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     with one_line(f"the tokenizer in {folder}", folder), quiet(), panics_unprinted():
         # With mistral_common installed, its own tokenizer would be taken, which knows no chat template: other ids than without the package.
         tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False, **_LOCAL, **gguf)
+        refuse_unknown_token_without_id(tokenizer, folder)
         # Settings that it does not understand show when it is used.
         tokenizer("a b")
         with suppress(Exception):  # a small vocabulary may lack any of it; what panics is raised

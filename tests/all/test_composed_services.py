@@ -53,7 +53,7 @@ class Site:
     def without_containers(self, text: str) -> str:
         """Return a value of compose.yaml as it is without containers."""
         text = text.replace("/run/secrets", str(self.folder / "secrets")).replace("/var/lib/clusterlora", str(self.folder / "data"))
-        text = text.replace("/etc/clusterlora", str(self.folder))
+        text = text.replace("/etc/clusterlora", str(self.folder)).replace("/usr/local/lib/clusterlora", str(DOCKER))
         text = text.replace("@PASSWORD@@postgres/", f"@PASSWORD@@{self.database}/")
         operators = {
             "CLUSTERLORA_PREFECT_URL": self.address_behind_tls("prefect"),
@@ -175,6 +175,27 @@ def test_prefect_accepts_only_the_password(composed: Site) -> None:
         for who in ((None, ""), (user, "wrong"), ("nobody", password), (user, "")):
             assert status_of(url, *who, body=b"{}") == 401, (endpoint, who)
         assert status_of(url, user, password, body=b"{}") == 200, endpoint
+
+
+def test_prefect_answers_to_its_own_names_alone(composed: Site) -> None:
+    login = base64.b64encode((composed.folder / "secrets" / "prefect_auth").read_bytes()).decode()
+    url = f"http://127.0.0.1:{composed.ports['prefect']}"
+    for host, expected in (
+        (f"127.0.0.1:{composed.ports['prefect']}", 200),
+        ("localhost:1", 200),
+        ("prefect", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("", 400),
+    ):
+        for path in ("/api/health", "/api/admin/version", "/", "/ui-settings"):
+            request = urllib.request.Request(url + path, headers={"Host": host, "Authorization": f"Basic {login}"})
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    status = answer.status
+            except urllib.error.HTTPError as refused:
+                status = refused.code
+            assert status == expected, (host, path)
 
 
 def test_mlflow_accepts_only_the_password(composed: Site) -> None:

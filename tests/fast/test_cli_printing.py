@@ -95,6 +95,9 @@ def test_control_characters_of_settings_and_of_what_was_typed_are_refused_or_esc
 ) -> None:
     assert main(["study", "run", "--show-settings", "--set", 'runtime.currency="\\u001b[31m"']) == 1
     assert "runtime.currency = '\\x1b[31m': holds control characters" in capsys.readouterr().err
+    for broken in ("a\nb", "a\u2028b", "a\n"):
+        assert main(["data", "validate", "--base-model", broken]) == 1
+        assert f"model.base = {broken!r}: holds line breaks" in capsys.readouterr().err
     assert main(["study", "\x1b[31m"]) == 2
     assert "\\x1b[31m" in (told := capsys.readouterr().err)
     assert "\x1b" not in told
@@ -106,6 +109,10 @@ def test_control_characters_of_settings_and_of_what_was_typed_are_refused_or_esc
 
 def test_a_system_prompt_may_hold_the_line_breaks_of_any_system() -> None:
     assert resolve("quick", None, {"model.system_prompt": "Be kind.\r\nBe short."}).name
+
+
+def test_a_column_may_have_a_name_of_several_lines() -> None:
+    assert resolve("quick", None, {"data.columns": [["prompt", "asked\n(as typed)"]]}).name
 
 
 def test_what_is_wrong_with_the_services_is_told_once(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -72,6 +73,8 @@ def test_mlflow_answers_its_own_pages_wherever_they_are_and_no_others(settings: 
 )
 def test_prefects_pages_find_their_api_wherever_they_are_and_no_others_do(settings: dict[str, str], page: str, api: str):
     environment = {name: filled_in(value, **settings) for name, value in SERVICES["prefect"]["environment"].items()}
+    hosts = [urlsplit(name if "//" in name else f"//{name}").hostname for name in environment["CLUSTERLORA_ALLOWED_HOSTS"].split(",")]
+    assert {urlsplit(page).hostname, "prefect"} <= set(hosts)
     assert environment["PREFECT_UI_API_URL"] == api
     origins = environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
     assert page in origins
@@ -280,6 +283,7 @@ WITHOUT_PASSWORD = [
     "prefect server start --host ::",
     "prefect server start --host=10.0.0.1",
     "prefect server start",
+    "uvicorn --app-dir=/usr/local/lib/clusterlora --factory prefect_server:app --host=0.0.0.0",
     "prefect --profile other server start",
     "python -m prefect server start",
     "uvicorn --factory prefect.server.api.server:create_app --host ::",

@@ -180,6 +180,7 @@ def integers(folder: Path) -> None:
         (setting("generation_config.json", eos_token_id=[0, 1.5]), "eos_token_id = 1.5, which is no id of a token"),
         (setting("generation_config.json", eos_token_id=-1), "eos_token_id = -1, which is no id of a token"),
         (setting("config.json", head_dim=7), "cannot be loaded: .*: .*[Hh]ead"),
+        (setting("tokenizer_config.json", unk_token=""), "has unk_token = '', which is no token of its vocabulary"),
         (setting("tokenizer_config.json", eos_token={"x": 1}), "cannot be loaded: "),
         (content("tokenizer.json", b"{}"), "the tokenizer in .* cannot be loaded: "),
         (content("chat_template.jinja", b"\xff\xfe\x80"), "cannot be loaded: "),

@@ -89,6 +89,7 @@ def test_any_settings_of_an_embedding_model_are_used_or_refused(name: str, embed
     @fuzz
     @given(others.map(lambda other: json.dumps(other).encode()) | spoilt_bytes(original))
     @example(DEEP)
+    @example(json.dumps({"unk_token": ""}).encode())
     def case(content: bytes) -> None:
         (embedding / name).write_bytes(content)
         outcome_of(lambda: embedding_findings(str(embedding), ["a text"], is_headline=True), refusals=ClusterLoraError)

@@ -163,6 +163,13 @@ def test_a_small_folder_is_an_embedding_model(whole_folder: Path) -> None:
     assert embedding_findings(str(whole_folder), ["a text"], is_headline=True).refusals == ()
 
 
+def test_an_unknown_token_without_an_id_is_refused_where_the_tokenizer_is_read(whole_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole_folder, tmp_path / "model")
+    setting("tokenizer_config.json", unk_token="")(folder)
+    with pytest.raises(ModelUnavailable, match="has unk_token = '', which is no token of its vocabulary"):
+        embedding_findings(str(folder), ["a text"], is_headline=True)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

@@ -158,6 +158,16 @@ def test_an_id_that_stands_as_a_number_and_as_a_text_is_one_person_and_told(tmp_
     assert "ids that stand as a number and as a text are read as one person each: '1'" in caplog.text
 
 
+def test_a_dialogue_whose_id_stands_as_a_number_and_as_a_text_is_one_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{**row, "dialogue_id": (n, str(n))[n % 2] if n else "1"} for n, row in enumerate(ROWS)]
+    rows += [{**ROWS[0], "prompt": "more?", "dialogue_id": 1}]
+    path = jsonl(tmp_path / "people.jsonl", rows)
+    load(settings(path))
+    said = f"read as one dialogue each: '1' of {ROWS[0]['persona_id']!r}"
+    assert f"dialogue ids that stand as a number and as a text are {said}" in caplog.text
+    assert caplog.text.count("' of '") == 1
+
+
 def test_no_cell_is_run_by_a_spreadsheet_and_numbers_stay_numbers() -> None:
     cells = ["=1+1", "+x", "-x", "@sum", "\tx", "\rx", "x=1", "", None, -3.5, 7]
     written = csv_text([{"a": cell, "b": n} for n, cell in enumerate(cells)])
