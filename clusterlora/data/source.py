@@ -16,8 +16,9 @@ class SourceData:
     `location_by_dialogue` has those that stand elsewhere, and `conversation_by_dialogue` the conversation that a dialogue is a part of, if
     the input names one; dialogues of one conversation refer to each other and should be in the same split. `n_beginnings` counts the
     dialogues left out because a longer one begins with all of their turns. `number_and_text` are the people's ids that stand in the input
-    as numbers and as texts, `dialogues_number_and_text` people with such an id of a dialogue of theirs, and `unread` the columns and fields that it has and nothing reads. `unused` counts the dialogues that were read and are
-    not in `dataset`, by the reason why; `uneven` says who gets other shares than asked for.
+    as numbers and as texts, `dialogues_number_and_text` people with such an id of a dialogue of theirs, and `unread` the columns and fields
+    that it has and nothing reads. `unused` counts the dialogues that were read and are not in `dataset`, by the reason why; `uneven` says
+    who gets other shares than asked for.
     """
 
     dataset: Dataset
