@@ -3,7 +3,7 @@
 Started by service_specs.py as `uvicorn --factory deployments.auth_middleware:prefect` and, through the entry point `mlflow.app` in
 pyproject.toml, as `mlflow server --app-name clusterlora`. It refuses, before a server sees the request: a Host header that is not a name of
 this server (DNS rebinding), requests of pages of other origins except plain links, and, at MLflow, requests without the password. Prefect
-checks its own password, because its pages must know that they need one.
+checks its own password, because its pages must know that they need one. Requests that make a run ring the workers' bell (local_worker.py).
 
 A login link contains a token that is valid once. Its page exchanges the token for the password and stores that per host and port: in local
 storage for Prefect's pages, in the browser's HTTP authentication cache for MLflow's. A cookie would be sent to every port of the machine,
@@ -14,6 +14,7 @@ import base64
 import hmac
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from clusterlora.serving.origin_check import refusal_reason
 from deployments import passwords
 from deployments.passwords import USER
 from deployments.prefect_sqlite import queue_writers
-from deployments.service_specs import AUTH_VARIABLE, Addresses
+from deployments.service_specs import AUTH_VARIABLE, Addresses, bell_file
 
 ENTER = "/enter"
 _WITHOUT_PASSWORD = ("/health", "/version")
+_OF_RUNS = re.compile(r"/api/(deployments/[^/]+/create_flow_run|flow_runs/|flow_runs/[^/]+/(resume|set_state))")
 _PAGE = Path(__file__).with_name("enter.html")
 
 Message = MutableMapping[str, Any]
@@ -79,7 +81,23 @@ class AuthMiddleware:
             challenge = {"WWW-Authenticate": 'Basic realm="clusterlora", charset="UTF-8"'}
             await _refuse(PlainTextResponse("log in with the link that `clusterlora up` prints\n", 401, challenge), scope, receive, send)
         else:
+            await self._ring(scope, receive, send)
+
+    async def _ring(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Pass a request to the server; if it makes a run, or schedules one again, tell the workers."""
+        if self._server != "prefect" or scope.get("method") != "POST" or not _OF_RUNS.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
+            return
+        body = bytearray()
+
+        async def read() -> Message:
+            message = await receive()
+            body.extend(message.get("body", b""))
+            return message
+
+        await self._app(scope, read, send)
+        if not scope["path"].endswith("set_state") or b"SCHEDULED" in body:
+            bell_file(self._home).touch(mode=0o600)
 
     def _has_password(self, headers: Mapping[str, str]) -> bool:
         scheme, _, credentials = headers.get("authorization", "").partition(" ")

@@ -77,6 +77,11 @@ def prefect_home(home: Path) -> Path:
     return home / "prefect"
 
 
+def bell_file(home: Path) -> Path:
+    """Return the file that Prefect's server touches when a run was made, for the workers to ask for it."""
+    return home / "run-made"
+
+
 def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
     """Return the environment variables of clients of the services; CLUSTERLORA_DATABASE_URL keeps the user's value."""
     results = results_home()
@@ -102,6 +107,16 @@ def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
     }
 
 
+_SELDOM = {
+    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT30S",
+    "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "15",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "15",
+}
+"""What Prefect's server looks for every 5 seconds by default; each look of an idle server costs CPU time."""
+
+
 def servers(home: Path, addresses: Addresses) -> tuple[ServiceSpec, ServiceSpec]:
     """Return the Prefect server and the MLflow server, whose files are all under `home`."""
     auth = json.dumps({"home": str(home), "addresses": asdict(addresses)})
@@ -120,6 +135,7 @@ def servers(home: Path, addresses: Addresses) -> tuple[ServiceSpec, ServiceSpec]
             # A relative URL: the pages call the host and port they were loaded from.
             "PREFECT_UI_API_URL": "/api",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": addresses.prefect,
+            **_SELDOM,
         },
         health=f"{addresses.prefect}/api/health",
     )
@@ -150,8 +166,8 @@ def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> t
 
     At most half as many workers as devices see several each, which `model.device_map=auto` spreads a base over.
     """
-    # Each poll costs the server 50 ms of CPU time.
-    env = {**_run_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "3"}
+    # How often a worker looks whether it is time to ask the server.
+    env = {**_run_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "0.5"}
     specs = [_worker("cpu", "cpu", limit=4, env=env)]
     devices = cuda_devices()
     if devices:
@@ -231,5 +247,6 @@ def parse_devices(listing: str) -> list[str]:
 
 
 def _worker(pool: str, name: str, *, limit: int, env: Mapping[str, str]) -> ServiceSpec:
-    command = ("worker", "start", "--pool", pool, "--type", "process", "--name", name, "--limit", str(limit))
-    return ServiceSpec(name=f"worker-{name}", argv=(sys.executable, "-m", "prefect", *command), env=env)
+    bell = str(bell_file(Path(env["CLUSTERLORA_STACK_HOME"])))
+    options = ("--pool", pool, "--name", name, "--limit", str(limit), "--bell", bell)
+    return ServiceSpec(name=f"worker-{name}", argv=(sys.executable, "-m", "deployments.local_worker", *options), env=env)

@@ -17,6 +17,7 @@ ENTRY_POINTS = (
     "deployments.backup",
     "deployments.restore",
     "deployments.launch",
+    "deployments.local_worker",
     "flows.",
 )
 

@@ -12,7 +12,7 @@ import pytest
 
 from deployments import passwords
 from deployments.auth_middleware import AuthMiddleware
-from deployments.service_specs import Addresses
+from deployments.service_specs import Addresses, bell_file
 
 ADDRESSES = Addresses(4200, 5000)
 OWN = "127.0.0.1:4200"
@@ -51,6 +51,7 @@ class Visitor:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             seen.append(scope["path"])
             if scope["type"] == "http":
+                await receive()
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 await send({"type": "http.response.body", "body": b"inside"})
 
@@ -216,3 +217,31 @@ def test_a_login_link_refuses_pages_of_another_origin(visitor: Visitor) -> None:
     token = passwords.create_login_token(visitor.home)
     assert visitor.asks("/enter", {"origin": "http://127.0.0.1:6666"}, method="POST", body=token).status == 403
     assert visitor.asks("/enter", method="POST", body=token).status == 200
+
+
+RUN = "/api/flow_runs/3c1f1f1e-0000-4000-8000-000000000000"
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "body", "rings"),
+    [
+        ("/api/deployments/3c1f1f1e-0000-4000-8000-000000000000/create_flow_run", "POST", "{}", True),
+        ("/api/flow_runs/", "POST", "{}", True),
+        (f"{RUN}/resume", "POST", "", True),
+        (f"{RUN}/set_state", "POST", '{"state": {"type": "SCHEDULED"}}', True),
+        (f"{RUN}/set_state", "POST", '{"state": {"type": "RUNNING"}}', False),
+        ("/api/flow_runs/filter", "POST", "{}", False),
+        ("/api/work_pools/gpu/get_scheduled_flow_runs", "POST", "{}", False),
+        (RUN, "GET", "", False),
+    ],
+)
+def test_a_request_that_makes_or_schedules_a_run_rings_the_workers_bell(
+    visitor: Visitor, path: str, method: str, body: str, rings: bool
+) -> None:
+    assert visitor.asks(path, method=method, body=body).body == "inside"
+    assert bell_file(visitor.home).exists() is rings
+
+
+def test_a_refused_request_rings_no_bell(visitor: Visitor) -> None:
+    assert not visitor.asks("/api/flow_runs/", {"origin": "http://evil.example"}, method="POST").inside
+    assert not bell_file(visitor.home).exists()
