@@ -8,12 +8,32 @@ from typing import BinaryIO
 
 from clusterlora.durable import make_folder as make_durably
 from clusterlora.durable import write_durably
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadSettings, printable
 
 log = logging.getLogger(__name__)
 
 UMASK = 0o077
 """Umask of a process whose files no other user can read."""
+
+
+_OWN = ("clusterlora.db", ".adapters", ".outbox", "stack.json", "passwords.json")
+"""What a folder of results or of servers holds, one of these at least."""
+
+
+def make_home(path: Path) -> Path:
+    """Create a folder that somebody named, or close it to other users, as `make_folder` does.
+
+    Raises:
+        BadSettings: as `make_folder`, or it is open to other users and holds what is not of this program, which they may need.
+    """
+    if path.is_dir() and (status := path.stat()).st_uid == os.geteuid():
+        mode, names = stat.S_IMODE(status.st_mode), {entry.name for entry in path.iterdir()}
+        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not mode & (stat.S_IWGRP | stat.S_IWOTH) and names and not names & set(_OWN):
+            raise BadSettings(
+                f"{path} is open to other users (mode {mode:o}) and holds other things, such as {printable(min(names))}, so it is not "
+                f"closed; give results a folder of their own, or close it: chmod 700 {path}"
+            )
+    return make_folder(path)
 
 
 def make_folder(path: Path) -> Path:

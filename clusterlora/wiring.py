@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusterlora.ports.stores import Stores
-from clusterlora.private_files import make_folder
+from clusterlora.private_files import make_home
 from clusterlora.stores.departures import refuse_unforgotten
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def from_environment(environment: Mapping[str, str] = os.environ, *, before_forg
     from clusterlora.stores.sql import SqlStudyStore
 
     home = _home(environment)
-    make_folder(home)
+    make_home(home)
     if not before_forgetting:
         refuse_unforgotten(home)
     studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))

@@ -31,7 +31,9 @@ from deployments.service_specs import AUTH_VARIABLE, Addresses, bell_file
 
 ENTER = "/enter"
 _WITHOUT_PASSWORD = ("/health", "/version")
-_OF_RUNS = re.compile(r"/api/(deployments/[^/]+/create_flow_run|flow_runs/|flow_runs/[^/]+/(resume|set_state))")
+_OF_RUNS = re.compile(
+    r"/api/(deployments/[^/]+/create_flow_run(/bulk)?|flow_runs/|flow_runs/bulk_set_state|flow_runs/[^/]+/(resume|set_state))"
+)
 _PAGE = Path(__file__).with_name("enter.html")
 
 Message = MutableMapping[str, Any]
@@ -88,15 +90,20 @@ class AuthMiddleware:
         if self._server != "prefect" or scope.get("method") != "POST" or not _OF_RUNS.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
-        body = bytearray()
+        body, is_done = bytearray(), False
 
         async def read() -> Message:
             message = await receive()
             body.extend(message.get("body", b""))
             return message
 
-        await self._app(scope, read, send)
-        if not scope["path"].endswith("set_state") or b"SCHEDULED" in body:
+        async def answer(message: Message) -> None:
+            nonlocal is_done
+            is_done = is_done or message.get("status", 500) < 300
+            await send(message)
+
+        await self._app(scope, read, answer)
+        if is_done and (not scope["path"].endswith("set_state") or b"SCHEDULED" in body):
             bell_file(self._home).touch(mode=0o600)
 
     def _has_password(self, headers: Mapping[str, str]) -> bool:

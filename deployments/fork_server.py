@@ -13,6 +13,7 @@ import ctypes
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -168,13 +169,24 @@ def _run(request: ForkRequest) -> None:
         # The variable may list a number per nesting level; nothing here nests.
         n_threads = request.env.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
         _set_threads(int(n_threads) if n_threads.isdecimal() and int(n_threads) else len(os.sched_getaffinity(0)))
-    if context := sys.modules.get("prefect.context"):
-        # They were read from the server's environment, which is not this run's.
-        context.refresh_global_settings_context()
+    if "prefect" in sys.modules:
+        _set_prefect_up_again()
     os.chdir(request.folder)
     sys.path[0] = request.folder
     sys.argv = list(request.argv)
     runpy.run_module(request.argv[0], run_name="__main__", alter_sys=True)
+
+
+def _set_prefect_up_again() -> None:
+    """Let Prefect read its settings, and with them its logging, from this run's environment: it did so from the server's."""
+    from prefect.context import refresh_global_settings_context
+    from prefect.logging.configuration import setup_logging
+    from prefect.settings import PREFECT_LOGGING_EXTRA_LOGGERS
+
+    for name in PREFECT_LOGGING_EXTRA_LOGGERS.value():
+        logging.getLogger(name).handlers.clear()
+    refresh_global_settings_context()
+    setup_logging(incremental=False)
 
 
 def _has_initialised_cuda() -> bool:

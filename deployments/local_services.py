@@ -70,8 +70,8 @@ def up(
         BadSettings: `home` belongs to or is writable by another user, or running servers would have to listen on another address.
         ServiceDown: a server did not start; the message contains the end of its log.
     """
-    private_files.make_folder(home)
-    private_files.make_folder(service_specs.results_home())
+    private_files.make_home(home)
+    private_files.make_home(service_specs.results_home())
     with _starting(home, log):
         state = services_state.load(home)
         other_users = state.other_users(services_state.this_process())

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessWorker
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ASK_SECONDS = 10.0
 """Prefect's own default."""
+RETRY_SECONDS = 2.0
 FULL_SECONDS = 30.0
 """How often a worker asks that can take no run: Prefect calls a deployment not ready whose pool was not asked for a minute."""
 
@@ -38,7 +40,7 @@ class Bell:
     def is_due(self, free: float) -> bool:
         """Return whether to ask now, with room for `free` runs, and note it if so.
 
-        It is time when a run was made since the last time, when there is more room than then, and after ten seconds.
+        It is time when a run was made since the last time, when there is more room than was left then, and after ten seconds.
         """
         rung_at, now = self._last_rung(), self._clock()
         waited = now - self._asked_at
@@ -48,6 +50,14 @@ class Bell:
         # Room that was taken meanwhile and is there again is room for another run.
         self._free = free if due else min(free, self._free)
         return due
+
+    def taken(self) -> None:
+        """Note that runs were taken: where another worker was faster, there is room again before the next look."""
+        self._free = 0.0
+
+    def unanswered(self) -> None:
+        """Note that the server did not answer: ask again soon."""
+        self._asked_at = self._clock() - ASK_SECONDS + RETRY_SECONDS
 
     def _last_rung(self) -> int:
         try:
@@ -66,12 +76,18 @@ class LocalWorker(ProcessWorker, ABC):
         if self._has_successfully_synced and not self.bell.is_due(self.limiter.available_tokens):
             return []
         try:
-            return await super().get_and_submit_flow_runs()
+            runs = await super().get_and_submit_flow_runs()
         except RuntimeError as error:
             # A suspended run was resumed while its former process was ending; it is taken once that has ended, as there is more room then.
             if "already holding" not in str(error):
                 raise
             return []
+        except httpx.HTTPError:
+            self.bell.unanswered()
+            raise
+        if runs:
+            self.bell.taken()
+        return runs
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def restore(place: Place, file: Path) -> Manifest:
         refuse_other_kind(place.database, manifest.database)
         _refuse_overwriting(place, manifest)
         for folder in (place.results, place.services):
-            private_files.make_folder(folder)
+            private_files.make_home(folder)
         _refuse_full(place, manifest)
         with (
             TemporaryDirectory(dir=place.results, prefix=RESTORING) as results,

@@ -44,6 +44,7 @@ class Visitor:
         method: str = "GET",
         body: str = "",
         kind: str = "http",
+        answers: int = 200,
     ) -> Answer:
         seen: list[str] = []
         sent: list[dict[str, Any]] = []
@@ -52,7 +53,7 @@ class Visitor:
             seen.append(scope["path"])
             if scope["type"] == "http":
                 await receive()
-                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.start", "status": answers, "headers": []})
                 await send({"type": "http.response.body", "body": b"inside"})
 
         async def receive() -> dict[str, Any]:
@@ -227,6 +228,8 @@ RUN = "/api/flow_runs/3c1f1f1e-0000-4000-8000-000000000000"
     [
         ("/api/deployments/3c1f1f1e-0000-4000-8000-000000000000/create_flow_run", "POST", "{}", True),
         ("/api/flow_runs/", "POST", "{}", True),
+        ("/api/deployments/3c1f1f1e-0000-4000-8000-000000000000/create_flow_run/bulk", "POST", "[]", True),
+        ("/api/flow_runs/bulk_set_state", "POST", '{"state": {"type": "SCHEDULED"}}', True),
         (f"{RUN}/resume", "POST", "", True),
         (f"{RUN}/set_state", "POST", '{"state": {"type": "SCHEDULED"}}', True),
         (f"{RUN}/set_state", "POST", '{"state": {"type": "RUNNING"}}', False),
@@ -244,4 +247,5 @@ def test_a_request_that_makes_or_schedules_a_run_rings_the_workers_bell(
 
 def test_a_refused_request_rings_no_bell(visitor: Visitor) -> None:
     assert not visitor.asks("/api/flow_runs/", {"origin": "http://evil.example"}, method="POST").inside
+    assert visitor.asks("/api/flow_runs/", method="POST", answers=401).status == 401
     assert not bell_file(visitor.home).exists()

@@ -1,5 +1,6 @@
 """Runs forked by the fork server behave as if started by `python -m`, and end with their client."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -43,14 +44,14 @@ def listening(folder: Path) -> Iterator[dict[str, str]]:
     yield from _listening(folder, IMPORTED)
 
 
-def _listening(folder: Path, *imported: str) -> Iterator[dict[str, str]]:
+def _listening(folder: Path, *imported: str, **variables: str) -> Iterator[dict[str, str]]:
     socket = str(folder / "fork-server.sock")
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT), fork_server.SOCKET_VARIABLE: socket}
     script = (
         "from deployments import fork_server; from pathlib import Path; "
         f"fork_server._run(fork_server.listen(Path({socket!r}), {list(imported)!r}))"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], env=env, cwd=folder, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", script], env=env | variables, cwd=folder, start_new_session=True)
     while not (folder / "fork-server.sock").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -115,14 +116,21 @@ def test_no_run_is_forked_once_an_import_has_initialised_cuda(folder: Path) -> N
 def test_a_run_reads_prefects_settings_from_its_own_environment(folder: Path) -> None:
     """And what starts it was not imported before: Python would warn, and have its classes twice."""
     (folder / "settings.py").write_text(
-        "import sys; from prefect.settings import get_current_settings as settings; "
-        "print(settings().api.url, settings().home, 'prefect.flow_engine' in sys.modules)"
+        "import logging, sys; from prefect.settings import get_current_settings as settings; "
+        "print(settings().api.url, settings().home, 'prefect.flow_engine' in sys.modules); "
+        "print(logging.getLogger('prefect').level, [type(handler).__name__ for handler in logging.getLogger('extra').handlers])"
     )
     preloaded = [module for module in fork_server.PRELOADED if module.startswith("prefect")]
-    for env in _listening(folder, *preloaded):
-        own = {"PREFECT_API_URL": "http://127.0.0.1:1/api", "PREFECT_HOME": str(folder)}
-        run = _client({**env, **own}, folder, "settings")
-        assert run.communicate()[0] == f"http://127.0.0.1:1/api {folder} False\n"
+    for env in _listening(folder, *preloaded, PREFECT_LOGGING_EXTRA_LOGGERS="extra"):
+        for extra, level, handlers in (("extra", 10, ["APILogHandler"]), ("other", 30, [])):
+            own = {
+                "PREFECT_API_URL": "http://127.0.0.1:1/api",
+                "PREFECT_HOME": str(folder),
+                "PREFECT_LOGGING_LEVEL": logging.getLevelName(level),
+                "PREFECT_LOGGING_EXTRA_LOGGERS": extra,
+            }
+            run = _client({**env, **own}, folder, "settings")
+            assert run.communicate()[0] == f"http://127.0.0.1:1/api {folder} False\n{level} {handlers}\n"
 
 
 @pytest.mark.whole  # a process of its own imports PyTorch

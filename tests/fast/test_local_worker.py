@@ -7,7 +7,7 @@ import pytest
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
-from deployments.local_worker import ASK_SECONDS, FULL_SECONDS, Bell, LocalWorker
+from deployments.local_worker import ASK_SECONDS, FULL_SECONDS, RETRY_SECONDS, Bell, LocalWorker
 
 
 class Clock:
@@ -69,6 +69,24 @@ def test_room_that_was_taken_between_two_looks_is_seen(bell: Bell) -> None:
     assert bell.is_due(4)
     assert not bell.is_due(3)
     assert bell.is_due(4)
+
+
+def test_a_worker_that_took_a_run_asks_again_unless_it_is_full(bell: Bell) -> None:
+    bell.taken()
+    assert bell.is_due(1), "another worker was faster, and there may be more runs"
+    assert not bell.is_due(1)
+    bell.taken()
+    assert not bell.is_due(0)
+
+
+def test_a_server_that_does_not_answer_is_asked_again_soon(bell: Bell, clock: Clock) -> None:
+    clock.now = ASK_SECONDS
+    assert bell.is_due(1)
+    bell.unanswered()
+    assert not bell.is_due(1)
+    clock.now += RETRY_SECONDS
+    assert bell.is_due(1)
+    assert not bell.is_due(1)
 
 
 def test_a_full_worker_asks_within_the_minute_that_prefect_allows(bell: Bell, clock: Clock) -> None:

@@ -121,6 +121,26 @@ def test_results_are_closed_to_other_users_without_servers_too_and_that_is_said_
     ]
 
 
+def test_a_folder_that_holds_other_things_is_refused_rather_than_closed_to_those_who_use_it(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "web").mkdir(parents=True)
+    site.chmod(0o755)
+    for use in (
+        lambda: from_environment({"CLUSTERLORA_HOME": str(site)}),
+        lambda: local_services.up(site, log=lambda _: None),
+        lambda: private_files.make_home(site),
+    ):
+        with pytest.raises(BadSettings, match=rf"{site} is open to other users \(mode 755\) and holds other things, such as web, so"):
+            use()
+    assert mode(site) == 0o755
+    assert [entry.name for entry in site.iterdir()] == ["web"]
+    site.chmod(0o700)
+    assert from_environment({"CLUSTERLORA_HOME": str(site)}).studies.studies() == ()
+    site.chmod(0o755)
+    private_files.make_home(site)
+    assert mode(site) == 0o700, "it holds results"
+
+
 def test_results_are_not_kept_in_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies").chmod(0o777)
