@@ -6,12 +6,28 @@ A page that lets its own name point to this machine (DNS rebinding) is refused b
 import os
 from urllib.parse import urlsplit
 
-from prefect.server.api.server import create_app
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 
 def app() -> TrustedHostMiddleware:
-    """Return the server. The variable holds names, with a port or without one, and addresses of pages, separated by commas."""
-    names = (os.environ.get("CLUSTERLORA_ALLOWED_HOSTS") or "localhost,127.0.0.1").split(",")
-    hosts = [urlsplit(name if "//" in name else f"//{name}").hostname for name in map(str.strip, names)]
-    return TrustedHostMiddleware(create_app(final=True), allowed_hosts=[host for host in hosts if host], www_redirect=False)
+    """Return the server."""
+    from prefect.server.api.server import create_app
+
+    names = os.environ.get("CLUSTERLORA_ALLOWED_HOSTS") or "localhost,127.0.0.1"
+    return TrustedHostMiddleware(create_app(final=True), allowed_hosts=allowed_hosts(names), www_redirect=False)
+
+
+def allowed_hosts(names: str) -> list[str]:
+    """Return host names as a request states them: `names` are separated by commas, have a port or none, or are addresses of pages."""
+    hosts: list[str] = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        try:
+            host = urlsplit(name if "//" in name else f"//{name}").hostname
+        except ValueError:
+            host = None
+        if not host or "*" in host:
+            raise SystemExit(
+                f"error: CLUSTERLORA_ALLOWED_HOSTS names {name!r}, which is no host name; write names such as prefect.example.org"
+            )
+        hosts.append(f"[{host}]" if ":" in host else host)
+    return hosts

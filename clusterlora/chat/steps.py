@@ -1,4 +1,7 @@
-"""How much a chat template may do: a folder's template is a program, which may go on for hours or write more than memory holds."""
+"""How much a chat template may do: a folder's template is a program, which may go on for hours or write more than memory holds.
+
+Lines and values are counted. A single expression is computed to its end: `9 ** 9 ** 9`, or a list times a billion, is not refused.
+"""
 
 import sys
 from collections.abc import Callable, Iterator

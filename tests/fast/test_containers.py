@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_prefects_pages_find_their_api_wherever_they_are_and_no_others_do(settin
     origins = environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
     assert page in origins
     assert not [origin for origin in origins if "*" in origin or "evil" in origin]
+
+
+def test_prefects_names_are_those_that_a_request_states():
+    allowed_hosts = runpy.run_path(str(DOCKER / "prefect_server.py"))["allowed_hosts"]
+    names = "prefect, localhost:4200,https://p.example.org,[::1],[2001:db8::5]:4200,,10.0.0.1"
+    assert allowed_hosts(names) == ["prefect", "localhost", "p.example.org", "[::1]", "[2001:db8::5]", "10.0.0.1"]
+    for bad in ("*", "*.example.org", "http://[bad", "https://"):
+        with pytest.raises(SystemExit, match=f"CLUSTERLORA_ALLOWED_HOSTS names {re.escape(repr(bad))}, which is no host name"):
+            allowed_hosts(f"prefect,{bad}")
 
 
 def test_no_service_has_capabilities_new_privileges_or_unlimited_resources():

@@ -118,6 +118,7 @@ def test_a_shape_has_as_many_weights_as_the_model_it_is_named_after(name: str, b
     assert model.dtype == torch.bfloat16
 
 
+@pytest.mark.whole  # a process of its own imports PyTorch and transformers
 def test_a_peer_whose_process_ends_early_is_reported_with_what_it_said_last(tmp_path: Path) -> None:
     absent = peers.PeerRun(shape="no such shape", device="cpu", dialogues=2, fixed_lengths=None, peers=(peers.TRAINER,))
     (result,) = peers.measure(absent, seconds=120)

@@ -72,6 +72,7 @@ def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ragged_attention, "backward", backward)
 
 
+@pytest.mark.whole  # Triton's interpreter takes most of a minute
 @pytest.mark.usefixtures("with_kernels")
 def test_adapters_trained_by_kernels_are_those_of_the_cpu(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = train_all(load_base(str(tiny_base_folder), dtype="float32"), tmp_path / "kernels", frozen := tmp_path / "frozen")

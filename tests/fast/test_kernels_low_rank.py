@@ -90,7 +90,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.whole)])
 @pytest.mark.parametrize("scale", ["none", "of rows", "of features"])
 @pytest.mark.parametrize("name", CASES)
 def test_updates_and_gradients_are_those_of_the_equations(name: str, scale: str, dtype: torch.dtype) -> None:
