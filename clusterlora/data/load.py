@@ -183,13 +183,17 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
     # Many people label the same things: what somebody else said of one is no leak.
     shared = (frozenset[str](), frozenset[str]()) if labelled else _shared_texts(dataset)
     plan = SplitPlan(counts, settings.split_seed, *shared, use_all=settings.dialogues == "all", labelled=labelled)
-    if n_repeating := sum(map(n_overlapping, dataset.personas)):
+    n_repeating, done = 0, list[SplitPersona]()
+    # One person after the other: what words a text has is remembered for some thousand texts.
+    for persona in dataset.personas:
+        n_repeating += n_overlapping(persona)
+        done.append(split_persona(persona, plan, _conversations(reading, persona)))
+    if n_repeating:
         log.warning(
             "%d of %d dialogues repeat turns of another of their person, in messages, prompt or system text: they are one conversation",
             n_repeating,
             dataset.n_dialogues,
         )
-    done = [split_persona(persona, plan, _conversations(reading, persona)) for persona in dataset.personas]
     refused = {result.persona.id: result.refusal for result in done if result.refusal}
     _refuse(refused, reading, settings, problems)
     kept = [result.persona for result in done if not result.refusal]
