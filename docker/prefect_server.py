@@ -26,8 +26,6 @@ def allowed_hosts(names: str) -> list[str]:
         except ValueError:
             host = None
         if not host or "*" in host:
-            raise SystemExit(
-                f"error: CLUSTERLORA_ALLOWED_HOSTS names {name!r}, which is no host name; write such as p.example.org"
-            )
+            raise SystemExit(f"error: CLUSTERLORA_ALLOWED_HOSTS names {name!r}, which is no host name; write such as p.example.org")
         hosts.append(f"[{host}]" if ":" in host else host)
     return hosts

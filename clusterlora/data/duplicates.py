@@ -6,11 +6,8 @@ from functools import lru_cache
 from itertools import pairwise
 
 from clusterlora.data.near_sets import NearSets, WordNumbers
-from clusterlora.data.words import words
+from clusterlora.data.words import is_character, words
 from clusterlora.values import Dialogue
-
-_CHARACTER = ("Lo", "Lm")
-"""Unicode categories of letters without case: those of scripts that are written without spaces are among them."""
 
 
 def normalised_text(dialogue: Dialogue) -> str:
@@ -23,11 +20,6 @@ def normalize(text: str) -> str:
     """Return the case-folded words of a text, separated by single spaces; of a text without words, its characters."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(words(plain)) or plain.strip()
-
-
-def is_character(word: str) -> bool:
-    """Return whether a word is a single letter as of Chinese, Japanese or Thai, with its marks, which are words of their own here."""
-    return unicodedata.category(word[0]) in _CHARACTER and all(unicodedata.category(mark).startswith("M") for mark in word[1:])
 
 
 def pieces(text: str) -> list[str]:

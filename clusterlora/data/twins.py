@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
 
-from clusterlora.data.duplicates import is_character, normalised_text, pieces
+from clusterlora.data.duplicates import normalised_text, pieces
 from clusterlora.data.near_sets import FewApart, NearSets, WordNumbers, WordSet
+from clusterlora.data.words import is_character
 from clusterlora.values import Dialogue, Persona
 
 _LEAST_WORDS = 3

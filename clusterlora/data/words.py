@@ -13,6 +13,7 @@ _UNSEGMENTED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 """Scripts that are written without spaces between words."""
+_IS_UNSEGMENTED = re.compile(f"[{_UNSEGMENTED}]")
 _SYMBOL = r"[+*=<>&|^~@#$\\{}\[\]¬±×÷\u2190-\u22ff]|!="
 _CODE = re.compile(r"```.*?(?:```|\Z)|(?<!`)`[^`\s][^`\n]*`(?!`)|^[^\n]*=[^\n]*", re.DOTALL | re.MULTILINE)
 """What is certainly code: between backticks, and a line with an equals sign."""
@@ -44,6 +45,11 @@ def words(text: str) -> list[str]:
         end = code.end()
     tokens += of_prose.findall(text, end)
     return [token.lower() for token in tokens]
+
+
+def is_character(word: str) -> bool:
+    """Return whether a word, as `words` finds it, is a character of a script that does not separate words, with its marks."""
+    return _IS_UNSEGMENTED.match(word) is not None
 
 
 @cache

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterlora.data.conversations import beginnings, n_overlapping, overlapping_pairs, related_groups
-from clusterlora.data.duplicates import normalize, pieces
+from clusterlora.data.duplicates import n_words, normalize, pieces
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import load, split
 from clusterlora.data.near_sets import PAIRS_APART, PAIRS_IN_COMMON, FewApart, WordNumbers
@@ -140,6 +140,27 @@ def test_a_given_split_between_history_and_continuation_is_a_leak(tmp_path: Path
 
 
 NAMES = ("ana", "ben", "cleo", "dan")
+
+
+@pytest.mark.parametrize(
+    ("language", "answer"),
+    [
+        ("English", "The light of the house is off now"),
+        (
+            "Hindi",
+            "मैं ने घर की बत्ती बुझा दी है",
+        ),
+        ("Korean", "이 집 불 다 꺼 둘 게 요"),
+    ],
+)
+def test_words_of_one_letter_or_syllable_between_spaces_are_words(language: str, answer: str) -> None:
+    """They are letters without case, as those of scripts without spaces are."""
+    words = normalize(answer).split()
+    assert n_words(words) == 8
+    assert pieces(normalize(answer)) == words
+    turns = (("q one", answer), (f"before you told me {answer} and what else", "something other entirely"), ("unrelated thing", "yes"))
+    dialogues = [Dialogue(str(n), (Turn("user", asked), Turn("assistant", said))) for n, (asked, said) in enumerate(turns)]
+    assert related_groups(dialogues) == ((0, 1), (2,)), language
 
 
 def twins(n: int = 12, *, ending: str = "{name}") -> list[dict[str, Any]]:
