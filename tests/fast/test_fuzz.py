@@ -24,7 +24,7 @@ from clusterlora.settings import DataSettings
 # How long they take depends on what is asked for.
 pytestmark = [pytest.mark.timeout(0)]
 
-MANY = 500
+MANY = 200
 
 
 @pytest.fixture(params=["some", pytest.param("many", marks=pytest.mark.all)])
