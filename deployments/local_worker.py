@@ -22,6 +22,7 @@ from prefect.workers.process import ProcessWorker
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import WorkerFlowRunResponse
 
 ASK_SECONDS = 10.0
 """Prefect's own default."""
@@ -77,17 +78,17 @@ class LocalWorker(ProcessWorker, ABC):
             return []
         try:
             runs = await super().get_and_submit_flow_runs()
-        except RuntimeError as error:
-            # A suspended run was resumed while its former process was ending; it is taken once that has ended, as there is more room then.
-            if "already holding" not in str(error):
-                raise
-            return []
         except httpx.HTTPError:
             self.bell.unanswered()
             raise
         if runs:
             self.bell.taken()
         return runs
+
+    async def _submit_scheduled_flow_runs(self, flow_run_response: "list[WorkerFlowRunResponse]") -> "list[FlowRun]":
+        # A run that was suspended and resumed while its former process is ending: taken now, it would end this worker (Prefect 3).
+        held = self.limiter.statistics().borrowers
+        return await super()._submit_scheduled_flow_runs([one for one in flow_run_response if one.flow_run.id not in held])
 
 
 def main() -> None:

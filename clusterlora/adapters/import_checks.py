@@ -1,7 +1,5 @@
 """Whether an adapter that was trained elsewhere means here what it means in PEFT: its settings, its tensors, its base, its logits."""
 
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,10 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clusterlora.adapters.weights import weight_files
+from clusterlora.data.lines import RepeatedKey, parsed
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.errors import BadData, ClusterLoraError, printable
 from clusterlora.models.loading import first_line
+from clusterlora.recipe import MOST_ALPHA
 
 _UNSUPPORTED = {
     "use_qalora": "train it again without QALoRA",
@@ -82,7 +82,10 @@ def _does_not_fit(folder: Path, config: Mapping[str, Any], base: BaseModel, prob
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     weight_files(folder)
-    config = json.loads((folder / "adapter_config.json").read_bytes())
+    try:
+        config = parsed((folder / "adapter_config.json").read_bytes())
+    except RepeatedKey as error:
+        raise BadData(f"{folder}: in adapter_config.json {printable(str(error))}") from error
     if not isinstance(config, dict):
         raise BadData(f"{folder}: adapter_config.json holds a {type(config).__name__}, not PEFT's settings; save it with save_pretrained")
     return config
@@ -111,8 +114,8 @@ def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise BadData(f"{folder}: has {name}={value!r}; a rank is a whole number of at least 1")
     for name, value in _by_layer(folder, config, "lora_alpha", "alpha_pattern"):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise BadData(f"{folder}: has {name}={value!r}; it must be a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST_ALPHA:
+            raise BadData(f"{folder}: has {name}={value!r}; it must be a number of at most {MOST_ALPHA:,}")
 
 
 def _by_layer(folder: Path, config: Mapping[str, Any], name: str, pattern: str) -> Iterator[tuple[str, Any]]:

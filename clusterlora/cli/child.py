@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,6 +20,7 @@ def in_child(work: Callable[[], T], *, doing: str) -> T:
 
     Raises:
         MemoryError: the fork was killed, by the system where memory ran out.
+        RuntimeError: another signal ended it, as where a library crashes.
         OSError: there is no memory for a fork.
     """
     if "torch" in sys.modules:
@@ -41,8 +43,10 @@ def in_child(work: Callable[[], T], *, doing: str) -> T:
         with os.fdopen(reading, "rb") as pipe:
             message = pipe.read()
     finally:
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
     if not message:
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
+            raise RuntimeError(f"the process that was {doing} ended by {signal.Signals(os.WTERMSIG(status)).name}")
         raise MemoryError(f"the process that was {doing} was killed")
     outcome, value = pickle.loads(message)
     if outcome == "raised":

@@ -31,6 +31,6 @@ def described(groups: Iterable[Iterable[str]]) -> str:
 
 def visible(text: str) -> str:
     """Return an id or a label in quotes; characters that another could hold unseen are escaped, once."""
-    plain = text.isascii() or unicodedata.normalize("NFC", text) == text
+    plain = text.isascii() or (unicodedata.normalize("NFC", text) == text and not _UNSEEN.search(text))
     # repr escapes what is not printable.
     return repr(text) if plain else ascii(text)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clusterlora.data.lines import RepeatedKey, parsed
 from clusterlora.errors import BadSettings, ModelUnavailable, printable
 from clusterlora.models.weights import loaded_files, weight_files
 from clusterlora.settings import LEAST_ANSWER, LEAST_LENGTH, DeviceMap
@@ -112,7 +113,9 @@ def refuse_unspreadable(folder: Path, device_map: DeviceMap) -> None:
 def read_settings(file: Path) -> dict[str, Any]:
     """Return what a model folder's JSON file says. Raises ModelUnavailable if it is not a JSON object."""
     try:
-        settings: object = json.loads(file.read_text(encoding="utf-8"))
+        settings: object = parsed(file.read_text(encoding="utf-8"))
+    except RepeatedKey as error:
+        raise ModelUnavailable(f"{file}: {printable(str(error))}") from error
     except (ValueError, RecursionError) as error:
         raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
     if not isinstance(settings, dict):

@@ -1,6 +1,7 @@
 """A command does what takes memory in a process that ends."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,11 @@ def test_an_error_with_fields_keeps_them() -> None:
 def test_a_killed_child_is_told() -> None:
     with pytest.raises(MemoryError, match="the process that was trying was killed"):
         in_child(lambda: os.kill(os.getpid(), 9), doing="trying")
+
+
+def test_a_child_that_crashed_is_not_told_to_lack_memory() -> None:
+    with pytest.raises(RuntimeError, match="the process that was trying ended by SIGTERM"):
+        in_child(lambda: os.kill(os.getpid(), signal.SIGTERM), doing="trying")
 
 
 def test_what_follows_a_study_imports_no_torch() -> None:

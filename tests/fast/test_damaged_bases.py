@@ -173,6 +173,7 @@ def integers(folder: Path) -> None:
         (setting("config.json", num_attention_heads=0), "cannot be loaded: "),
         (setting("config.json", num_hidden_layers=[1]), "cannot be loaded: "),
         (setting("config.json", num_hidden_layers=1_000_000), r"has num_hidden_layers = 1000000 \(config\.json\) and \d+ weights; "),
+        (content("config.json", b'{"rms_norm_eps": 1e-6, "rms_norm_eps": 0.5}'), "config.json: 'rms_norm_eps' stands twice in an object"),
         (content("config.json", b"[]"), "config.json holds a JSON list, not an object"),
         (content("config.json", b"\xff{}"), "config.json is not JSON"),
         (content("generation_config.json", b"3"), "generation_config.json holds a JSON int, not an object"),

@@ -163,6 +163,7 @@ def test_a_dora_with_tensors_that_peft_would_not_load_is_refused(
         ({"target_modules": ["q_proj", 3]}, "it must be a list of names"),
         ({"r": 3}, "has rank 2, but adapter_config.json says r=3"),
         ({"lora_alpha": float("inf")}, "has lora_alpha=inf"),
+        ({"lora_alpha": 10**30}, "it must be a number of at most 10,000"),
         ({"lora_alpha": None}, "has lora_alpha=None"),
     ],
 )

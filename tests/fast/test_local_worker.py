@@ -1,8 +1,12 @@
 """When a worker of the local pools asks Prefect for runs: when one was made, when there is room again, and after a while."""
 
+import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import anyio
 import pytest
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
@@ -100,3 +104,22 @@ def test_a_full_worker_asks_within_the_minute_that_prefect_allows(bell: Bell, cl
 def test_prefects_own_process_worker_stays_what_others_start() -> None:
     assert BaseWorker.get_worker_class_from_type("process") is ProcessWorker
     assert LocalWorker.type == ProcessWorker.type
+
+
+def test_a_run_whose_former_process_is_ending_waits_and_keeps_no_other_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    async def take(_worker: ProcessWorker, flow_run_response: list[Any]) -> list[Any]:
+        taken.extend(one.flow_run.id for one in flow_run_response)
+        return []
+
+    async def offered() -> None:
+        worker = LocalWorker(work_pool_name="gpu")
+        worker._limiter = anyio.CapacityLimiter(4)  # pyright: ignore[reportPrivateUsage]
+        worker.limiter.acquire_on_behalf_of_nowait("resumed")
+        runs = [SimpleNamespace(flow_run=SimpleNamespace(id=name)) for name in ("resumed", "other")]
+        await worker._submit_scheduled_flow_runs(runs)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+
+    monkeypatch.setattr(ProcessWorker, "_submit_scheduled_flow_runs", take)
+    asyncio.run(offered())
+    assert taken == ["other"]
