@@ -305,7 +305,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One (method, training seed, persona, test item), by `adapters` ("" if chosen on val): what the comparison is a pure function of."""
+    """A method's answer to one test item after one training: all the comparison reads. `adapters`: those it could choose for the person."""
 
     method: str
     persona_id: str
@@ -316,7 +316,7 @@ class EvaluationRow:
     text: str
     scores: Mapping[str, float]
     seed: int = 0
-    adapters: str = ""
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

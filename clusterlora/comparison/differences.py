@@ -85,13 +85,12 @@ class Scored:
         )
 
     def _groupings(self, i: int, j: int) -> list[Int[np.ndarray, " persona"]]:
-        """Return how people share what answers them: by cluster, and by the adapters of two methods where that is another grouping."""
-        groupings: dict[tuple[int, ...], Int[np.ndarray, " persona"]] = {}
-        for grouping in (self.cluster, *self.shared[self.methods[i]], *self.shared[self.methods[j]]):
-            # The same groups, numbered as they are first met, are one grouping. Everybody with an adapter alone shares nothing.
-            by_first = {group: number for number, group in enumerate(dict.fromkeys(grouping.tolist()))}
-            if len(by_first) < len(grouping):
-                groupings.setdefault(tuple(by_first[group] for group in grouping.tolist()), grouping)
+        """Return how people share the adapters of two methods, each grouping once; none where nobody shares one, or everybody does."""
+        groupings = {
+            tuple(grouping.tolist()): grouping
+            for grouping in (*self.shared[self.methods[i]], *self.shared[self.methods[j]])
+            if 1 < len(np.unique(grouping)) < len(grouping)
+        }
         return list(groupings.values())
 
     def _outcome(self, interval: Interval, p_holm: float, *, is_equivalent: bool) -> ShownOutcome:

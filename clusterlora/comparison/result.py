@@ -18,8 +18,8 @@ tests; or undecided, for too few personas and items."""
 class PairedDifference:
     """The difference between two methods on the headline metric: method minus other, paired by persona.
 
-    `ci_low` and `ci_high` bound the mean difference if personas are independent; `robust_low` and `robust_high` bound it if personas of a
-    cluster, and those whom the same adapters answer, are dependent (None if that is everybody). `p_holm` is `p` corrected for the
+    `ci_low` and `ci_high` bound the mean difference if personas are independent; `robust_low` and `robust_high` bound it if those
+    whom the same adapters answer are dependent (None if nobody shares one with some of the others alone). `p_holm` is `p` corrected for the
     number of tests in its family. A persona is a win when the method is better by more than rounding; `win_low` and `win_high` bound
     the win rate. `outcome` is better or worse when interval and corrected test agree. `detectable` is the smallest gain that a study
     with this variance, number of personas and tests detects with 80 % power; None when it detects none.

@@ -1,6 +1,6 @@
 """Evaluation rows as arrays, after a check that all methods answered the same items."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +23,7 @@ class PairedScores:
 
     `dialogue` numbers each persona's dialogues from 0: items of one dialogue depend on each other.
     `by_seed` has the scores of each training seed. A method without training has the same score under every seed; a missing seed is
-    NaN. `shared` says, by method and training, which people were answered by the same adapters.
+    NaN. `shared` numbers, by method and training, the people by the adapters that some of them share: equal numbers share the same.
     """
 
     methods: tuple[str, ...]
@@ -106,14 +106,21 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
 
 
 def _shared_adapters(rows: Sequence[EvaluationRow], persona_ids: Sequence[str]) -> dict[str, tuple[Int[np.ndarray, " persona"], ...]]:
-    """Return, by method, a number per persona for every training: people with the same number were answered by the same adapters."""
-    adapters = {(row.method, row.seed, row.persona_id): row.adapters for row in rows}
-    trainings = sorted({(method, seed) for method, seed, _ in adapters})
-    numbers = {
-        training: np.unique([adapters.get((*training, persona_id), "") for persona_id in persona_ids], return_inverse=True)[1]
-        for training in trainings
-    }
-    return {method: tuple(numbers[one] for one in trainings if one[0] == method) for method in dict(trainings)}
+    """Return, by method, a number per persona for every training: people with the same number share adapters.
+
+    What one person alone may be answered by, or everybody, tells nobody from the others.
+    """
+    offered: dict[tuple[str, int], dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for row in rows:
+        offered[row.method, row.seed][row.persona_id] = row.adapters
+    shared: dict[str, tuple[Int[np.ndarray, " persona"], ...]] = defaultdict(tuple)
+    for method, seed in sorted(offered):
+        own = [offered[method, seed].get(persona_id, ()) for persona_id in persona_ids]
+        n_people = Counter(name for names in own for name in set(names))
+        labels = [tuple(name for name in names if 1 < n_people[name] < len(own)) or names for names in own]
+        number = {label: at for at, label in enumerate(dict.fromkeys(labels))}
+        shared[method] += (np.array([number[label] for label in labels]),)
+    return dict(shared)
 
 
 def _common_items(rows: Mapping[str, Mapping[ItemKey, Mapping[int, EvaluationRow]]], persona_ids: set[str]) -> list[ItemKey]:

@@ -125,8 +125,9 @@ def cut_legend(comparison: Comparison) -> str:
 
 CONTRAST_NUMERIC = (False, False, False, True, True, True, True, False, True, True)
 CLUSTERS_NOTE = (
-    "People who share an adapter share its luck. Beside the interval that takes personas as independent stands one that does not (CR2; "
-    "Bell & McCaffrey 2002), and the gain in every cluster. Personalisation is claimed only outside of it."
+    "People who share an adapter share its luck. Beside the interval that takes personas as independent stands, where some people share "
+    "adapters, one that does not (CR2; Bell & McCaffrey 2002), and the gain in every cluster. Personalisation is claimed only outside of "
+    "it."
 )
 
 
@@ -145,7 +146,7 @@ def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[s
 
 
 def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and rows of each method's gain by cluster, with the cluster-robust interval.
+    """Return header and rows of each method's gain by cluster, with the interval that is robust to shared adapters where some share one.
 
     There are no rows with one cluster, or without a verdict.
     """
@@ -159,10 +160,7 @@ def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[st
             *(metric.format(gain, signed=True) for gain in difference.by_cluster.values()),
         )
         for result in comparison.methods
-        if comparison.has_verdict
-        and (difference := result.vs_reference) is not None
-        and difference.robust_low is not None
-        and difference.robust_high is not None
+        if comparison.has_verdict and len(comparison.cluster_sizes) > 1 and (difference := result.vs_reference) is not None
     ]
     clusters = (f"cluster {cluster}" for cluster in comparison.cluster_sizes)
     return ("method", _versus(comparison), "95% over personas", _ROBUST, *clusters), rows

@@ -188,7 +188,7 @@ def _contrasts(comparison: Comparison) -> str:
 
 
 def _by_clusters(comparison: Comparison) -> str:
-    """Return every method's gain by cluster, with the cluster-robust interval; empty with one cluster."""
+    """Return every method's gain by cluster, with the interval robust to shared adapters; empty with one cluster."""
     header, rows = cluster_rows(comparison)
     if not rows:
         return ""

@@ -1,8 +1,10 @@
 """The scored test answers of a study as rows: what every comparison is a pure function of."""
 
+from collections.abc import Set
+
 from clusterlora.data.prompts import items
 from clusterlora.planning.study_state import StudyState
-from clusterlora.planning.work_plan import WorkPlan
+from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports.stores import Stores
 from clusterlora.values import EvaluationRow
 
@@ -17,8 +19,7 @@ def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[E
         for route in routes
         if plan.keys.keys() >= set(route.composition.adapter_names)
     }
-    # Whom a method answers with what it chose on val is no group: people who gain alike choose alike.
-    choosers = {name for methods in plan.seeds for name, own in methods.items() if any(len(arms) > 1 for _, arms in own.arms_by_persona)}
+    offered = _offered_adapters(plan, trained_adapters(state, plan).keys())
     answers = {
         (a.composition_key, a.persona_id, a.item_id): a
         for a in stores.studies.answers(study.name, sorted(set(keys.values())))
@@ -35,10 +36,26 @@ def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[E
             text=answer.text,
             scores=dict(answer.scores),
             seed=route.seed,
-            adapters="" if route.method in choosers else " + ".join(route.composition.adapter_names),
+            adapters=offered.get((route.method, route.seed, route.persona_id), ()),
         )
         for route in routes
         if route.composition in keys
         for item in items(study.model, personas[route.persona_id], "test")
         if (answer := answers.get((keys[route.composition], route.persona_id, item.id))) is not None
     ]
+
+
+def _offered_adapters(plan: WorkPlan, trained: Set[str]) -> dict[tuple[str, int, str], tuple[str, ...]]:
+    """Return, by method, training and person, the trained adapters that the method could answer them with.
+
+    Which of them it chose on val says nothing of who shares an adapter's luck: people who gain alike choose alike.
+    """
+    offered: dict[tuple[str, int, str], tuple[str, ...]] = {}
+    for seed, methods in enumerate(plan.seeds):
+        arms = {name: dict(method.arms_by_persona) for name, method in methods.items()}
+        for name, method in methods.items():
+            for persona_id in arms[name]:
+                compositions = (one for other in (name, *method.arms_of) for one in arms[other].get(persona_id, ()))
+                names = dict.fromkeys(adapter for one in compositions for adapter in one.adapter_names if adapter in trained)
+                offered[name, seed, persona_id] = tuple(names)
+    return offered

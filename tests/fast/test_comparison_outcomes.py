@@ -1,6 +1,7 @@
 """Outcomes of a comparison in words: better, worse, equivalent or undecided, contrasts with controls, and what is claimed."""
 
 import io
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.result import PairedDifference
+from clusterlora.comparison.scores import paired_scores
 from clusterlora.comparison.sentence import claims_personalisation, heading
 from clusterlora.comparison.table import console, markdown
 from clusterlora.errors import BadData
@@ -237,6 +239,48 @@ def test_dependent_personas_of_a_cluster_widen_the_interval_and_disagreeing_clus
     assert (one_cluster.robust_low, one_cluster.robust_high) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("method", "shares"),
+    [
+        ("baseline", False),
+        ("per_persona", False),
+        ("hybrid", False),
+        ("cluster", True),
+        ("cluster_hybrid", True),
+        ("merge", True),
+        ("selective_routing", True),
+    ],
+)
+def test_only_people_who_may_share_an_adapter_share_luck(method: str, shares: bool):
+    comparison = compared(evaluation({"unified": 0.8, method: 0.8}, (6, 6, 1)))
+    against = difference(comparison, method)
+    assert (against.robust_low is not None, against.robust_high is not None) == (shares, shares)
+    row = next(
+        line for line in markdown(comparison).split("95% robust to shared adapters")[1].splitlines() if line.startswith(f"| {method} ")
+    )
+    assert ("| - |" in row) != shares
+    assert row.count("|") == 8, "the gain in every cluster is told all the same"
+
+
+def test_two_people_alone_with_their_clusters_adapters_are_no_group():
+    rows = evaluation({"unified": 0.8, "cluster": 0.8, "selective_routing": 0.8}, (6, 6, 1, 1))
+    for method in ("cluster", "selective_routing"):
+        (groups,) = paired_scores(rows, ["nll"]).shared[method]
+        assert sorted(Counter(groups.tolist()).values()) == [1, 1, 6, 6]
+
+
+def test_what_everybodys_own_adapter_gains_is_not_the_luck_of_a_few_where_clusters_gain_unequally():
+    gains = {"unified": 0.78, "per_persona": 0.81, "swapped_persona": 0.78}
+    rows = [
+        replace(r, scores={m: score + 0.02 * (r.cluster or -1) for m, score in r.scores.items()}) if r.method == "per_persona" else r
+        for r in evaluation(gains, (20, 20), noise=0.01)
+    ]
+    comparison = compared(rows)
+    assert "; and because everybody's adapter has learnt from them: per_persona beats somebody else's" in comparison.sentence
+    assert "share its luck" not in comparison.sentence
+    assert claims_personalisation(comparison)
+
+
 @pytest.mark.whole
 def test_the_luck_of_a_few_adapters_is_no_personalisation():
     """Both methods are better than unified, and nothing is personal: each adapter has some luck, which its people share."""
@@ -252,7 +296,7 @@ def test_the_luck_of_a_few_adapters_is_no_personalisation():
             EvaluationRow(
                 *(method, f"p{p:02d}", p % 5, f"p{p:02d}/{item}", "", "", ""),
                 {"embedding_similarity": mean + rng.normal(0, 0.02)},
-                adapters={"cluster": f"cluster-{p % 5}", "random_cluster": f"random-{draw[p]}"}.get(method, method),
+                adapters=({"cluster": f"cluster-{p % 5}", "random_cluster": f"random-{draw[p]}"}.get(method, method),),
             )
             for p, own in enumerate(means)
             for item in range(2)

@@ -204,14 +204,16 @@ def gate_waves(study: Study, stores: Stores, rung: Rung) -> list[list[str]]:
     return [[group.name for group in groups] for groups in waves]
 
 
-def test_rows_say_whom_the_same_adapters_answer_but_for_what_a_method_chose(study: Study, finished_stores: Stores) -> None:
-    found: dict[str, set[str]] = {}
+def test_rows_name_all_adapters_that_a_method_could_choose_for_a_person(study: Study, finished_stores: Stores) -> None:
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
     for row in rows_of(study, finished_stores):
-        found.setdefault(row.method, set()).add(row.adapters)
-    assert found["unified"] == {"unified"}
-    assert found["cluster"] == {"cluster-00+warm-start", "cluster-01+warm-start"} or found["cluster"] == {"cluster-00", "cluster-01"}
-    assert len(found["per_persona"]) == 7
-    assert found["baseline"] == found["selective_routing"] == {""}
+        found.setdefault(row.method, {})[row.persona_id] = row.adapters
+    assert set(found["baseline"].values()) == {()}
+    assert set(found["unified"].values()) == {("unified",)}
+    assert len(set(found["cluster"].values())) == 2
+    assert len(set(found["per_persona"].values())) == 7
+    for persona_id, adapters in found["selective_routing"].items():
+        assert set(adapters) == {"unified", *found["cluster"][persona_id], *found["per_persona"][persona_id]}
 
 
 @pytest.mark.whole
