@@ -63,7 +63,9 @@ class Scored:
         interval = bootstrap_interval(draws, delta, by_seed=by_seed)
         n_wins = int(np.sum(self.sign * delta > RESOLUTION))
         win_interval = wilson_interval(n_wins, len(delta))
-        robust = cluster_robust_interval(delta, self._groupings(i, j), by_seed)
+        clustered = cluster_robust_interval(delta, self._groupings(i, j), by_seed)
+        # The bootstrap's ends are skewed, so that one may lie outside of Student's.
+        robust = Interval(min(interval.low, clustered.low), max(interval.high, clustered.high)) if clustered else None
         # Two one-sided tests at 5 % each are the 90 % interval within the margin (Schuirmann 1987).
         within = bootstrap_interval(draws, delta, level=1 - 2 * SIGNIFICANCE, by_seed=by_seed)
         can_tell = len(delta) > 1 or not draws.std() > RESOLUTION

@@ -262,6 +262,20 @@ def test_only_people_who_may_share_an_adapter_share_luck(method: str, shares: bo
     assert row.count("|") == 8, "the gain in every cluster is told all the same"
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_interval_of_people_who_share_adapters_holds_that_over_people(seed: int):
+    """Gains are skewed, and so is the interval over people; groups are equal but for chance."""
+    skewed = np.random.default_rng(seed).exponential(0.05, 40)
+    rows = [
+        replace(r, scores={m: score + skewed[int(r.persona_id[-3:])] for m, score in r.scores.items()}) if r.method == "cluster" else r
+        for r in evaluation({"unified": 0.5, "cluster": 0.5}, (8,) * 5, noise=0.001)
+    ]
+    against = difference(compared(rows), "cluster")
+    assert against.robust_low is not None
+    assert against.robust_high is not None
+    assert against.robust_low <= against.ci_low < against.ci_high <= against.robust_high
+
+
 def test_two_people_alone_with_their_clusters_adapters_are_no_group():
     rows = evaluation({"unified": 0.8, "cluster": 0.8, "selective_routing": 0.8}, (6, 6, 1, 1))
     for method in ("cluster", "selective_routing"):
