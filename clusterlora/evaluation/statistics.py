@@ -272,23 +272,24 @@ def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
 
 
 def welch_interval(
-    first: Float[np.ndarray, " _first"], second: Float[np.ndarray, " _second"], *, power: float
-) -> tuple[float, float, float]:
+    first: Float[np.ndarray, "*draw _first"], second: Float[np.ndarray, "*draw _second"], *, power: float
+) -> tuple[Float[np.ndarray, "*draw"], Float[np.ndarray, "*draw"], Float[np.ndarray, "*draw"]]:
     """Return the 95 % interval of the difference of two independent means (Welch 1947), and what it detects with this power.
 
     That is the smallest true difference whose interval lies above zero so often, by the variances of these samples. A sample of one bounds
     nothing.
     """
-    difference = float(first.mean() - second.mean())
-    if min(len(first), len(second)) < 2:
-        return -np.inf, np.inf, np.inf
-    parts = [float(values.var(ddof=1)) / len(values) for values in (first, second)]
-    error = float(np.sqrt(sum(parts)))
-    if error == 0:
-        return difference, difference, 0.0
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True))
-    critical, quantile = float(stats.t.ppf(0.975, freedom)), float(stats.t.ppf(power, freedom))
-    return difference - critical * error, difference + critical * error, (critical + quantile) * error
+    difference = np.asarray(first.mean(axis=-1) - second.mean(axis=-1))
+    if min(first.shape[-1], second.shape[-1]) < 2:
+        unbounded = np.full_like(difference, np.inf)
+        return np.full_like(difference, -np.inf), unbounded, unbounded
+    parts = [values.var(axis=-1, ddof=1) / values.shape[-1] for values in (first, second)]
+    variance = np.asarray(sum(parts))
+    squares = sum(part**2 / (values.shape[-1] - 1) for part, values in zip(parts, (first, second), strict=True))
+    freedom = np.divide(variance**2, squares, out=np.ones_like(variance), where=squares > 0)
+    error = np.sqrt(variance)
+    half, beyond = (stats.t.ppf(level, freedom) * error for level in (0.975, power))
+    return np.asarray(difference - half), np.asarray(difference + half), np.asarray(half + beyond)
 
 
 def effect_size(gains: Float[np.ndarray, " persona"]) -> float | None:

@@ -1,16 +1,16 @@
 """The gate's power, estimated before training and measured at a verdict: the gain that passes, and how often none does, by luck."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from clusterlora.errors import BadData, counted
 from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
-from clusterlora.evaluation.statistics import RESOLUTION
+from clusterlora.evaluation.statistics import RESOLUTION, welch_interval
 from clusterlora.gate.required_share import required_share
 from clusterlora.gate.trial import Scores
 from clusterlora.settings import GateSettings
@@ -42,7 +42,8 @@ class Power:
 
     Of the whole ladder of `n_rungs`, `ladder_false_pass` is the probability that some rung passes without any gain, and `worth` what a
     pass says: the probability of a gain of `NOTABLE_GAIN` after it, if that and no gain at all were equally likely before. Only the
-    criteria that compare with unified are simulated: the outcome of the others depends on a level that is not known yet.
+    criteria that compare the headline with unified are simulated, the one with a random group of `n_in_group` people among them (0: the
+    gate does not ask it), which is taken to gain nothing: the outcome of the others depends on a level that is not known yet.
     """
 
     n_personas: int
@@ -56,6 +57,7 @@ class Power:
     ladder_false_pass: float | None = None
     worth: float | None = None
     gain_variance: float = 2 * (1 - CORRELATION)
+    n_in_group: int = 0
     metric: str = EMBEDDING_SIMILARITY.name
 
     def gain_sd(self, n_items: float) -> float:
@@ -78,6 +80,7 @@ class Power:
             return f"With {size} nothing can be said of what this gate passes by luck: that takes two personas or more whose scores differ."
         passes = "no gain passes" if self.detectable_gain is None else f"a true gain of {self._amount(self.detectable_gain)} passes"
         ladder = worth = ""
+        group = "; a random group is taken to gain nothing" if self.n_in_group else ""
         if self.n_rungs > 1 and self.ladder_false_pass is not None:
             ladder = f"; one of its {self.n_rungs} rungs is passed so {self.ladder_false_pass:.0%} of the time"
         if self.worth is not None:
@@ -85,7 +88,7 @@ class Power:
             worth = f" Where a gain of {gain} and no gain were equally likely before, a pass makes the gain {self.worth:.0%} likely."
         return (
             f"With {size} {passes} this gate {WANTED_POWER:.0%} of the time, and no gain at all passes it {self.false_pass:.0%} of the "
-            f"time{ladder}.{worth}"
+            f"time{ladder}{group}.{worth}"
         )
 
     @property
@@ -123,50 +126,90 @@ class Power:
         )
 
 
-def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generator, metric: str = EMBEDDING_SIMILARITY.name) -> Power:
-    """Return the power of the gate's comparison with unified on these personas and items.
+def gate_power(
+    baseline: Scores,
+    settings: GateSettings,
+    rng: np.random.Generator,
+    metric: str = EMBEDDING_SIMILARITY.name,
+    *,
+    group_items: Sequence[int] = (),
+) -> Power:
+    """Return the power of the gate's comparisons with unified and a random group on these personas and items.
 
     Gains of personas are simulated as normal around the true gain: with correlation r between the two sides their variance is
     2 (1 - r) (t^2 + s^2 / n), where s is the deviation of a persona's n items and t that of true persona means. All rungs are compared with
-    the same answers of unified, so their gains have half of that in common; the ladder ends at the first rung that passes, each
-    judged by the share of personas that `required_share` asks of it.
+    the same answers of unified, so their gains have half of that in common, as those of the group have; the ladder ends at the first
+    rung that passes, each judged by the share of personas that `required_share` asks of it.
 
     Args:
         baseline: scores of the bare base model, one array of items per persona of the judged cluster.
+        group_items: how many items each of the random group's people has; empty where the gate does not ask the group.
 
     Raises:
         BadData: no personas, a persona without items, or a score that is not finite.
     """
     if not baseline or not all(len(scores) and np.isfinite(scores).all() for scores in baseline.values()):
         raise BadData("the gate's power needs finite baseline scores of at least one item per persona; evaluate the baseline on val first")
-    return replace(_simulated(list(baseline.values()), settings, rng, gain_variance=2 * (1 - CORRELATION)), metric=metric)
+    spread = _Spread.of(baseline, gain_variance=2 * (1 - CORRELATION))
+    group = replace(spread, n_items=np.array(group_items, dtype=np.int64))
+    return replace(_simulated(spread, group, settings, rng), metric=metric)
 
 
-def measured_power(gains: Scores, settings: GateSettings, rng: np.random.Generator, metric: str = EMBEDDING_SIMILARITY.name) -> Power:
+def measured_power(
+    gains: Scores,
+    settings: GateSettings,
+    rng: np.random.Generator,
+    metric: str = EMBEDDING_SIMILARITY.name,
+    *,
+    group_gains: Scores | None = None,
+) -> Power:
     """Return the power of a gate whose candidate has been judged: gains vary between people as they were seen to vary.
 
     What a pass is worth is left out: the interval of the gain that was judged says more.
 
     Args:
         gains: how much better the candidate scores than unified, one array of items per persona.
+        group_gains: the same of the random group's adapter, on its people; None where the gate does not ask it.
     """
-    return replace(_simulated(list(gains.values()), settings, rng, gain_variance=1.0), metric=metric, worth=None)
+    spread, group = (_Spread.of(one, gain_variance=1.0) for one in (gains, group_gains or {}))
+    return replace(_simulated(spread, group, settings, rng), metric=metric, worth=None)
 
 
-def _simulated(scores: list[np.ndarray], settings: GateSettings, rng: np.random.Generator, *, gain_variance: float) -> Power:
-    """Return the power where the variance of a persona's gain is `gain_variance` times that of its mean of these scores."""
-    n_items = np.array([len(own) for own in scores], dtype=np.int64)
-    item_sd, persona_sd = _deviations(scores)
-    deviations = np.sqrt(gain_variance / 2 * (persona_sd**2 + item_sd**2 / n_items))
-    n_rungs, shape = 1 + len(settings.ladder), (_DRAWS, len(n_items))
-    of_unified = deviations * rng.standard_normal(shape)
-    noise = [deviations * rng.standard_normal(shape) - of_unified for _ in range(n_rungs)]
-    shares = [required_share(settings, n_personas=len(n_items), rung=rung, n_rungs=n_rungs) for rung in range(n_rungs)]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spread:
+    """How gains vary: a persona's is `gain_variance` times the variance of a mean of its items, whose deviations are those of `Power`."""
+
+    n_items: Int[np.ndarray, " persona"]
+    item_sd: float
+    persona_sd: float
+    gain_variance: float
+
+    @classmethod
+    def of(cls, scores: Scores, *, gain_variance: float) -> "_Spread":
+        """Return the spread of these scores."""
+        own = list(scores.values())
+        return cls(np.array([len(one) for one in own], dtype=np.int64), *_deviations(own), gain_variance)
+
+    def noise(self, n_rungs: int, rng: np.random.Generator) -> list[Float[np.ndarray, "draw persona"]]:
+        """Return draws of everybody's gain under each rung, where none is true; the answers of unified are the same in all."""
+        deviations = np.sqrt(self.gain_variance / 2 * (self.persona_sd**2 + self.item_sd**2 / self.n_items))
+        shape = (_DRAWS, len(self.n_items))
+        of_unified = deviations * rng.standard_normal(shape)
+        return [deviations * rng.standard_normal(shape) - of_unified for _ in range(n_rungs)]
+
+
+def _simulated(spread: _Spread, group: _Spread, settings: GateSettings, rng: np.random.Generator) -> Power:
+    """Return the power where gains vary so in the judged cluster and in the random group, which has nobody where it is not asked."""
+    n_personas, n_rungs = len(spread.n_items), 1 + len(settings.ladder)
+    noise, group_noise = spread.noise(n_rungs, rng), group.noise(n_rungs, rng)
+    shares = [required_share(settings, n_personas=n_personas, rung=rung, n_rungs=n_rungs) for rung in range(n_rungs)]
+    # The gain at which the interval of the difference to the group begins at zero; none where the gate would not ask.
+    needed = [_needed_above_group(own, others) for own, others in zip(noise, group_noise, strict=True)]
 
     def passed(gain: float, rung: int) -> Bool[np.ndarray, " draw"]:
         gains: Float[np.ndarray, "draw persona"] = gain + noise[rung]
         shared = (gains > RESOLUTION).mean(axis=1) >= shares[rung]
-        return shared & (gains.mean(axis=1) > RESOLUTION)
+        return shared & (gains.mean(axis=1) > RESOLUTION) & (gain > needed[rung])
 
     def passes(gain: float) -> float:
         return float(np.mean(passed(gain, 0)))
@@ -177,18 +220,27 @@ def _simulated(scores: list[np.ndarray], settings: GateSettings, rng: np.random.
 
     by_luck, with_gain = ladder_passes(0.0), ladder_passes(NOTABLE_GAIN)
     return Power(
-        n_personas=len(n_items),
-        n_items=int(n_items.sum()),
-        item_sd=item_sd,
-        persona_sd=persona_sd,
+        n_personas=n_personas,
+        n_items=int(spread.n_items.sum()),
+        item_sd=spread.item_sd,
+        persona_sd=spread.persona_sd,
         detectable_gain=_smallest(passes, WANTED_POWER),
         false_pass=passes(0.0),
         missed=1 - passes(NOTABLE_GAIN),
         n_rungs=n_rungs,
         ladder_false_pass=by_luck,
         worth=with_gain / (with_gain + by_luck) if with_gain + by_luck else None,
-        gain_variance=gain_variance,
+        gain_variance=spread.gain_variance,
+        n_in_group=len(group.n_items),
     )
+
+
+def _needed_above_group(cluster: Float[np.ndarray, "draw persona"], group: Float[np.ndarray, "draw member"]) -> Float[np.ndarray, " draw"]:
+    """Return which gain `above_random_group` asks of each draw of luck, so many people's of a cluster and of a group that gains nothing."""
+    if not group.shape[1]:
+        return np.full(len(cluster), -np.inf)
+    low, _, detectable = welch_interval(cluster, group, power=WANTED_POWER)
+    return np.where(detectable <= NOTABLE_GAIN, RESOLUTION - low, -np.inf)
 
 
 def _deviations(scores: list[np.ndarray]) -> tuple[float, float]:

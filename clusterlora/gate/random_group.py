@@ -16,8 +16,8 @@ from clusterlora.gate.power import NOTABLE_GAIN, WANTED_POWER, amount
 class GroupDifference:
     """The cluster's mean gain minus that of a random group, in units of `metric`.
 
-    `low` and `high` bound it with 95 %. `detectable` is the smallest true difference whose interval is above zero four times in five,
-    by the variance of the gains; infinite for a group of one.
+    `low` and `high` bound it with 95 % over people; how much of it is the luck of two adapters, they cannot tell. `detectable` is the
+    smallest true difference whose interval is above zero four times in five, by the variance of the gains; infinite for a group of one.
     """
 
     n_personas: tuple[int, int]
@@ -57,6 +57,6 @@ def against_random_group(
     both correlates them, which makes the interval too wide rather than too narrow.
     """
     sizes = (len(cluster), len(group))
-    low, high, detectable = welch_interval(cluster, group, power=WANTED_POWER)
+    low, high, detectable = (float(bound) for bound in welch_interval(cluster, group, power=WANTED_POWER))
     difference = float(cluster.mean() - group.mean())
     return GroupDifference(n_personas=sizes, difference=difference, low=low, high=high, detectable=detectable, metric=metric)

@@ -7,6 +7,7 @@ import numpy as np
 
 from clusterlora.comparison.power import StudyPower, study_power
 from clusterlora.data.prompts import items
+from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.ceiling import Ceiling, ceiling
 from clusterlora.gate.judge import judge as judge_trial
@@ -41,12 +42,23 @@ def judge_rung(study_name: str, rung: str, stores: Stores) -> Verdict:
 
 def _power_notes(state: StudyState, verdict: Verdict, stores: Stores) -> list[str]:
     """Return what gate and comparison tell, by the variance of the gains that were judged."""
-    candidate, unified, _ = _judged_scores(state, verdict.rung, None, stores)
     metric = METRICS[state.settings.evaluation.headline]
-    gains = {p: candidate[p] - unified[p] if metric.higher_is_better else unified[p] - candidate[p] for p in candidate}
-    power = measured_power(gains, state.settings.gate, np.random.default_rng(0), metric.name)
+    group = _random_group_scores(state, verdict.rung, stores)
+    power = measured_power(
+        _gains(*_judged_scores(state, verdict.rung, None, stores)[:2], metric),
+        state.settings.gate,
+        np.random.default_rng(0),
+        metric.name,
+        group_gains=_gains(*group, metric) if group else None,
+    )
     comparison = power_of_study(state, power)
     return [power.sentence, *power.warnings_after(verdict), *([comparison.sentence] if comparison else [])]
+
+
+def _gains(candidate: Scores, unified: Scores, metric: Metric) -> Scores:
+    """Return how much better the candidate scores than unified on each item."""
+    sign = 1 if metric.higher_is_better else -1
+    return {p: sign * (candidate[p] - unified[p]) for p in candidate}
 
 
 def _ending(after: StudyState) -> list[str]:
@@ -91,7 +103,15 @@ def estimate_power(study_name: str, stores: Stores) -> Power:
     scores = scores_of(
         state, stores, {bare: plan.composition_key(bare)}, [(p, bare) for p in persona_ids], "val", study.evaluation.headline
     )
-    power = gate_power({p: scores[p, bare] for p in persona_ids}, study.gate, np.random.default_rng(0), study.evaluation.headline)
+    personas = state.dataset.by_id()
+    group = _with_val(state, plan.specs[plan.random_group].persona_ids) if plan.random_group else ()
+    power = gate_power(
+        {p: scores[p, bare] for p in persona_ids},
+        study.gate,
+        np.random.default_rng(0),
+        study.evaluation.headline,
+        group_items=[len(items(study.model, personas[p], "val")) for p in group],
+    )
     stores.studies.save_metadata(study_name, power)
     return power
 

@@ -1,4 +1,7 @@
-"""Criterion: the cluster gains more than a random group as large does, so its people are alike and not merely few."""
+"""Criterion: the cluster gains more than a random group as large does, which its people's being few does not explain.
+
+One adapter stands against one. What is luck of an adapter, which all of its people share, two adapters cannot tell.
+"""
 
 import numpy as np
 
@@ -30,5 +33,5 @@ def above_random_group(trial: Trial, settings: GateSettings, _rng: np.random.Gen
         percent=trial.metric.percent,
         explanation=f"The cluster gains {trial.metric.difference(float(trial.gains.mean()))} over unified, a random group as large "
         f"{trial.metric.format(float(trial.random_group.gains.mean()), signed=True)} on its own people; the interval of the difference "
-        f"{'is above' if passed else 'is not above'} zero.",
+        f"over people {'is above' if passed else 'is not above'} zero. It does not know the luck of one adapter against one.",
     )
