@@ -77,8 +77,10 @@ def related_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -> 
 def n_overlapping(persona: Persona) -> int:
     """Return the number of a person's dialogues that repeat what is said in another, whole dialogues said again aside."""
     turns = numbered_turns(persona.dialogues)
-    pairs = chain(overlapping_pairs(persona.dialogues), quoting_pairs(persona.dialogues))
-    return len({position for pair in pairs if turns[pair[0]] != turns[pair[1]] for position in pair})
+    sets = UnionFind(len(turns))
+    for left, right in chain(overlapping_pairs(persona.dialogues), quoting_pairs(persona.dialogues)):
+        sets.union(left, right)
+    return sum(len(group) for group in sets.groups() if len({turns[position] for position in group}) > 1)
 
 
 def numbered_turns(dialogues: Sequence[Dialogue]) -> list[Turns]:

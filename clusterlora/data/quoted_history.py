@@ -6,21 +6,21 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from clusterlora.data.duplicates import n_words, normalize
+from clusterlora.data.phrases import Phrases, Words
 from clusterlora.values import Dialogue
 
 TELLING = 6
 """Words that must stand in another dialogue to tell that both are one conversation; "The lights are on." may be said in any."""
 _ASKED = 3
 """Words of its question among them, if the person gives the same answer to several."""
-_ANCHOR = 3
-"""Words in a row by which quotations are looked up."""
 _MOST_BETWEEN = 12
 """Most words between a quoted question and its answer, such as "Assistant:", an arrow or a template's marks of turns."""
 _MOST_MATCHED = 24
 _INSTRUCTION = 3
 """A text that stands in so many of a person's dialogues is an instruction, not a history."""
 
-_Words = tuple[str, ...]
+_Text = tuple[int, str, Words]
+"""Position of the dialogue, role, and words of a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,49 +28,43 @@ class _Exchange:
     """An answer of the dialogue at `position`, after the words of its question, which are none where nobody asked."""
 
     position: int
-    question: _Words
-    answer: _Words
-
-    @property
-    def anchor(self) -> _Words:
-        """The words by which it is looked up: the beginning of the answer, or the end of the question of a shorter one."""
-        return self.answer[:_ANCHOR] if len(self.answer) >= _ANCHOR else self.question[-_ANCHOR:]
+    question: Words
+    answer: Words
 
 
 def quoting_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]]:
     """Yield pairs of positions of one person's dialogues, where a user or system turn of the second quotes an exchange of the first.
 
-    The whole answer stands there after the end of its question, together six words at least. Words that all of the person's user turns
-    have in common, as of a template, do not count; of an answer that is given to several questions, its question must be quoted, too.
-    The time taken is proportional to the words and to the quotations.
+    The whole answer stands there after the end of its question, together six words at least. Words of a template do not count; of an
+    answer that is given to several questions, its question must be quoted, too. Where several dialogues have an exchange, all are paired
+    with the first that quotes it, and others that quote it with one of them: as groups that pairs connect, this is the same.
+    The time taken is proportional to the words, to the answers that stand in other turns, and to the pairs.
     """
     texts = [
         (position, turn.role, tuple(normalize(turn.text).split())) for position, dialogue in enumerate(dialogues) for turn in dialogue.turns
     ]
-    asked = [words for _, role, words in texts if role == "user"]
-    common = frozenset[str]().union(*asked[:1]).intersection(*asked[1:])
+    asked = {words for _, role, words in texts if role == "user"}
     exchanges = list(_exchanges(texts, _common_ending(asked)))
-    questions: dict[_Words, set[_Words]] = {}
-    for exchange in exchanges:
-        if exchange.question:
-            questions.setdefault(exchange.answer, set()).add(exchange.question[-_ANCHOR:])
-    by_anchor: dict[_Words, list[_Exchange]] = {}
-    for exchange in exchanges:
-        if len(exchange.anchor) == _ANCHOR:
-            by_anchor.setdefault(exchange.anchor, []).append(exchange)
     n_dialogues = Counter(words for _, words in {(position, words) for position, role, words in texts if role != "assistant"})
-    for other, role, words in texts:
-        if role == "assistant" or len(words) < TELLING or n_dialogues[words] >= _INSTRUCTION:
-            continue
-        for start, anchor in enumerate(zip(words, words[1:], words[2:], strict=False)):
-            for exchange in by_anchor.get(anchor, ()):
-                if exchange.position != other:
-                    several = len(questions.get(exchange.answer, ())) > 1
-                    if _is_quoted(exchange, words, start, common, least_asked=_ASKED if several else 0):
-                        yield exchange.position, other
+    readable = [text for text in texts if text[1] != "assistant" and len(text[2]) >= TELLING and n_dialogues[text[2]] < _INSTRUCTION]
+    quotations = list(_quotations(exchanges, readable, frozenset()))
+    if template := _template(asked, {words for _, (_, role, words) in quotations if role == "user"}):
+        quotations = _quotations(exchanges, readable, template)
+    yield from ((position, other) for position, (other, _, _) in quotations)
 
 
-def _exchanges(texts: Sequence[tuple[int, str, _Words]], ending: int) -> Iterator[_Exchange]:
+def _template(asked: AbstractSet[Words], quoting: AbstractSet[Words]) -> frozenset[str]:
+    """Return the words that all user turns have in common, unless a history explains them.
+
+    Where all user turns but one quote an exchange, they have the first question of their one conversation in common.
+    """
+    if len(asked - quoting) <= 1 < len(asked):
+        return frozenset()
+    first, *others = asked or [()]
+    return frozenset(first).intersection(*others)
+
+
+def _exchanges(texts: Sequence[_Text], ending: int) -> Iterator[_Exchange]:
     """Yield every answer with its question, without the last `ending` words, which all questions have in common."""
     for number, (position, role, words) in enumerate(texts):
         if role == "assistant":
@@ -79,9 +73,8 @@ def _exchanges(texts: Sequence[tuple[int, str, _Words]], ending: int) -> Iterato
             yield _Exchange(position, question[: len(question) - ending] if is_asked else (), words)
 
 
-def _common_ending(texts: Sequence[_Words]) -> int:
+def _common_ending(distinct: AbstractSet[Words]) -> int:
     """Return the number of words with which all of several different texts end."""
-    distinct = set(texts)
     if len(distinct) <= 1:
         return 0
     return next(
@@ -90,24 +83,48 @@ def _common_ending(texts: Sequence[_Words]) -> int:
     )
 
 
-def _is_quoted(exchange: _Exchange, words: _Words, start: int, common: AbstractSet[str], *, least_asked: int) -> bool:
-    """Return whether these words have the exchange where its anchor starts."""
-    answer, question = exchange.answer, exchange.question
-    if len(answer) >= _ANCHOR:
-        answers, ends = (start,), range(start, max(start - _MOST_BETWEEN, 0) - 1, -1)
-    else:
-        end = start + _ANCHOR
-        answers, ends = range(end, end + _MOST_BETWEEN + 1), (end,)
-    if not any(words[at : at + len(answer)] == answer for at in answers):
-        return False
-    told = n_words(word for word in answer if word not in common)
-    n_asked = max((_n_matched(question, words, end, common) for end in ends), default=0.0)
-    return told + n_asked >= TELLING and n_asked >= least_asked
+def _quotations(exchanges: Sequence[_Exchange], texts: Sequence[_Text], template: AbstractSet[str]) -> Iterator[tuple[int, _Text]]:
+    """Yield the position of an exchange and a text of another dialogue that quotes it."""
+    by_answer = _positions(exchanges, template)
+    answers = list(by_answer)
+    lengths = [sorted({len(ending) for ending in by_answer[answer]}) for answer in answers]
+    phrases = Phrases(answers)
+    paired: set[tuple[int, Words]] = set()
+    for text in texts:
+        other, _, words = text
+        for start, number in phrases.found_in(words):
+            positions_by_ending = by_answer[answers[number]]
+            before = {
+                words[end - n : end] for end in range(start, max(start - _MOST_BETWEEN, 0) - 1, -1) for n in lengths[number] if n <= end
+            }
+            for ending in before & positions_by_ending.keys():
+                others = (position for position in positions_by_ending[ending] if position != other)
+                if (number, ending) in paired:
+                    others = [position for position in [next(others, None)] if position is not None]
+                paired.add((number, ending))
+                yield from ((position, text) for position in others)
 
 
-def _n_matched(question: _Words, words: _Words, end: int, common: AbstractSet[str]) -> float:
-    """Return how many words of the end of the question stand before `end`, without those in common."""
+def _positions(exchanges: Sequence[_Exchange], template: AbstractSet[str]) -> dict[Words, dict[Words, dict[int, None]]]:
+    """Return the dialogues that have an exchange: by its answer, and by the end of its question that must be quoted before that."""
+    questions: dict[Words, set[Words]] = {}
+    for exchange in exchanges:
+        if exchange.question:
+            questions.setdefault(exchange.answer, set()).add(exchange.question[-_ASKED:])
+    positions: dict[Words, dict[Words, dict[int, None]]] = {}
+    for exchange in exchanges:
+        told = n_words(word for word in exchange.answer if word not in template)
+        least_asked = _ASKED if len(questions.get(exchange.answer, ())) > 1 else 0
+        ending = _ending(exchange.question, max(TELLING - told, least_asked), template)
+        if ending is not None:
+            positions.setdefault(exchange.answer, {}).setdefault(ending, {})[exchange.position] = None
+    return positions
+
+
+def _ending(question: Words, least: float, template: AbstractSet[str]) -> Words | None:
+    """Return the shortest end of a question with so many words that are none of the template's; None if it has too few."""
     n = 0
-    while n < min(len(question), end, _MOST_MATCHED) and question[-1 - n] == words[end - 1 - n]:
+    while least > 0 and n < min(len(question), _MOST_MATCHED):
         n += 1
-    return n_words(word for word in words[end - n : end] if word not in common)
+        least -= n_words([question[-n]]) if question[-n] not in template else 0
+    return question[len(question) - n :] if least <= 0 else None

@@ -423,6 +423,30 @@ def test_rows_with_the_history_in_any_form_are_one_conversation(form: Any, langu
     assert n_overlapping(Persona("ann", None, tuple(rows))) == 6
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("form", [in_prompt, in_chat_template])
+def test_the_first_question_of_a_persons_only_conversation_is_no_template_although_all_rows_have_it(form: Any, language: str) -> None:
+    talk = tuple((question, "ok") for question, _ in LANGUAGES[language])
+    rows = [Dialogue(f"d{i}", tuple(form(talk, i)), split="train" if i else "test") for i in range(4)]
+    assert related_groups(rows) == ((0, 1, 2, 3),)
+    ann = Persona("ann", None, tuple(rows))
+    assert n_overlapping(ann) == 4
+    assert sorted(find_leaks([ann])) == [("ann", "d1"), ("ann", "d2"), ("ann", "d3")]
+
+
+@pytest.mark.parametrize("template", ["Answer like a good butler would: {}", "{} Answer like a good butler would."])
+def test_words_of_a_template_tell_no_conversation(template: str) -> None:
+    def rows(*talk: str) -> list[Dialogue]:
+        before = [f"{template.format(asked)} ok " for asked in talk]
+        return [
+            Dialogue(f"{talk}{i}", (Turn("user", "".join(before[:i]) + template.format(q)), Turn("assistant", "ok")))
+            for i, q in enumerate(talk)
+        ]
+
+    groups = related_groups([*rows("up", "down"), *rows("left", "up"), *rows("down", "right")])
+    assert groups == ((0,), (1,), (2,), (3,), (4,), (5,))
+
+
 def test_rows_whose_last_answer_was_made_anew_are_one_conversation_from_the_second_question_on() -> None:
     talks = (ENGLISH[:4], ENGLISH[2:])
     rows = [Dialogue(f"{k}-{i}", tuple(in_another_answer(talk, i))) for k, talk in enumerate(talks) for i in range(4)]
