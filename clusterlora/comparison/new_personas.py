@@ -7,6 +7,7 @@ from itertools import groupby
 import numpy as np
 from jaxtyping import Float, Int
 
+from clusterlora.comparison.champion import LEAST_ITEMS, LEAST_PERSONAS
 from clusterlora.evaluation.assign import MARGIN_SE, choose
 from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
 
@@ -40,10 +41,16 @@ class RuleOutcome:
     rule: str
     n_dialogues: int | None
     n_personas: int
+    n_items: int
     headline: Gain
     nll: Gain
     leave: float
     own_cluster: float | None
+
+    @property
+    def has_verdict(self) -> bool:
+        """Whether there are personas and test items enough for a verdict, as in every comparison."""
+        return self.n_personas >= LEAST_PERSONAS and self.n_items >= LEAST_ITEMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +58,7 @@ class NewPersonas:
     """The curve: `chosen` by the rule of `clusterlora assign`, `nearest` by the smallest mean loss without a margin.
 
     `own` answers every persona with its cluster in the study, which used all train dialogues; `oracle` with the arm that is best on one
-    half of the test dialogues, scored on the other half.
+    half of the test dialogues, scored on the other half, which takes two of them: it is None where nobody has two.
     """
 
     metric: str
@@ -61,7 +68,7 @@ class NewPersonas:
     chosen: tuple[RuleOutcome, ...]
     nearest: tuple[RuleOutcome, ...]
     own: RuleOutcome
-    oracle: RuleOutcome
+    oracle: RuleOutcome | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +106,13 @@ def new_personas(
     n_arms = next(iter(losses.values())).shape[1]
     chosen, nearest = _choices(losses, rng)
     own = {p: _one_of(cluster_by_persona[p] + 1, n_arms) for p in losses}
-    best = {name: {p: _best(tested[name][p], dialogue[p], higher) for p in losses} for name, higher in better.items()}
+    halved = [p for p in losses if len(np.unique(dialogue[p])) > 1]
+    best = {name: {p: _best(tested[name][p], dialogue[p], higher) for p in halved} for name, higher in better.items()}
     rules = [
         *(_Rule("chosen", m, dict.fromkeys(better, shares)) for m, shares in chosen.items()),
         *(_Rule("nearest", m, dict.fromkeys(better, shares)) for m, shares in nearest.items()),
         _Rule("own cluster", None, dict.fromkeys(better, own)),
-        _Rule("oracle", None, best),
+        *([_Rule("oracle", None, best)] if halved else []),
     ]
     outcomes = _outcomes(rules, tested, cluster_by_persona, metric, better, draws, rng)
     by_rule = {name: tuple(group) for name, group in groupby(outcomes, key=lambda outcome: outcome.rule)}
@@ -116,7 +124,7 @@ def new_personas(
         chosen=by_rule["chosen"],
         nearest=by_rule["nearest"],
         own=by_rule["own cluster"][0],
-        oracle=by_rule["oracle"][0],
+        oracle=next(iter(by_rule.get("oracle", ())), None),
     )
 
 
@@ -162,6 +170,7 @@ def _outcomes(
                 rule=rule.name,
                 n_dialogues=rule.n_dialogues,
                 n_personas=len(persona_ids),
+                n_items=sum(len(tested[metric][p]) for p in persona_ids),
                 headline=gains[metric][number],
                 nll=gains["nll"][number],
                 leave=leave,
@@ -188,20 +197,15 @@ def _gains(
     ]
 
 
-def _best(
-    scores: Float[np.ndarray, "item arm"], dialogue: Int[np.ndarray, " item"], higher: bool
-) -> Float[np.ndarray, "item arm"] | Float[np.ndarray, "1 arm"]:
+def _best(scores: Float[np.ndarray, "item arm"], dialogue: Int[np.ndarray, " item"], higher: bool) -> Float[np.ndarray, "item arm"]:
     """Return, for the items of every other dialogue, the arm that is best on the dialogues between, and the other way round.
 
     Picked and scored on the same items, or on turns of one dialogue, the best of several arms would be too good by the luck it was
-    picked for. A single dialogue stays with unified.
+    picked for.
     """
     is_odd = dialogue % 2 == 1
-    n_arms = scores.shape[1]
-    if not is_odd.any():
-        return _one_of(0, n_arms)[None]
     best = [np.argmax(half) if higher else np.argmin(half) for half in (scores[~is_odd].mean(axis=0), scores[is_odd].mean(axis=0))]
-    return np.stack([_one_of(int(best[0 if odd else 1]), n_arms) for odd in is_odd])
+    return np.stack([_one_of(int(best[0 if odd else 1]), scores.shape[1]) for odd in is_odd])
 
 
 def _one_of(arm: int, n_arms: int) -> Float[np.ndarray, " arm"]:

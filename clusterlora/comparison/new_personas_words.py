@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
+from clusterlora.comparison.champion import LEAST_ITEMS, LEAST_PERSONAS
 from clusterlora.comparison.new_personas import Gain, NewPersonas, RuleOutcome
+from clusterlora.errors import counted
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.metrics import METRICS
 
@@ -18,15 +20,26 @@ _RULES = {
 
 
 def sentence(curve: NewPersonas) -> str:
-    """Return whether choosing by dialogues beats unified for new personas, with how many, and the gain of their study cluster."""
+    """Return whether choosing by dialogues beats unified for new personas, with how many, and the gain of their study cluster.
+
+    As everywhere, few people or items have no verdict.
+    """
+    if not curve.own.has_verdict:
+        people = f"{counted(curve.own.n_personas, 'persona')} and {counted(curve.own.n_items, 'item')}"
+        least = f"it takes {LEAST_PERSONAS} personas and {LEAST_ITEMS} items"
+        return f"No verdict on people the adapters never saw, as {people} are too few: {least}."
     with_standard_error = [outcome for outcome in curve.chosen if outcome.n_dialogues != 1]
+    enough = [outcome for outcome in with_standard_error if outcome.has_verdict]
     groups = (
-        ("beats unified", [o for o in with_standard_error if o.headline.low > 0]),
-        ("is not shown to differ from unified", [o for o in with_standard_error if o.headline.low <= 0 <= o.headline.high]),
-        ("is worse than unified", [o for o in with_standard_error if o.headline.high < 0]),
+        ("beats unified", [o for o in enough if o.headline.low > 0]),
+        ("is not shown to differ from unified", [o for o in enough if o.headline.low <= 0 <= o.headline.high]),
+        ("is worse than unified", [o for o in enough if o.headline.high < 0]),
     )
     clauses = [f"{verb} by {', '.join(_format_outcome(curve, o) for o in outcomes)}" for verb, outcomes in groups if outcomes]
     parts = [f"For people the adapters never saw, choosing between the clusters and unified {'; it '.join(clauses)}."] if clauses else []
+    if len(enough) < len(with_standard_error):
+        few = ", ".join(f"{o.n_dialogues} dialogues ({counted(o.n_personas, 'persona')})" for o in with_standard_error if not o.has_verdict)
+        parts.append(f"There is no verdict by {few}: it takes {LEAST_PERSONAS} personas who have so many, and {LEAST_ITEMS} test items.")
     if curve.chosen[0].n_dialogues == 1:
         parts.append(
             "One dialogue has no standard error, so by it everybody stays with unified; going to the cluster of the smallest NLL instead "
@@ -44,7 +57,7 @@ def rows(curve: NewPersonas) -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table, rule by rule."""
     metric = METRICS[curve.metric]
     nll = METRICS["nll"]
-    for outcome in (*curve.chosen, *curve.nearest, curve.own, curve.oracle):
+    for outcome in (*curve.chosen, *curve.nearest, curve.own, *([curve.oracle] if curve.oracle else [])):
         yield (
             _RULES[outcome.rule],
             "-" if outcome.n_dialogues is None else str(outcome.n_dialogues),
@@ -67,7 +80,7 @@ def basis(curve: NewPersonas) -> str:
         f"{' points' if metric.percent else ''} and in nats per token, positive being better; intervals are over people and their items. "
         f"Choices read train dialogues only and are averaged over {curve.n_draws} random orders of them. Into their own cluster: of those "
         "who leave unified, the share that goes where the study had put them. The margin is one standard error for "
-        "one cluster and grows with their number, as one of many exceeds it by luck more often."
+        f"one cluster and grows with their number, as one of many exceeds it by luck more often.{_undivided(curve)}"
     )
 
 
@@ -84,6 +97,16 @@ def off(held_out_share: float | None) -> str:
             "another name."
         )
     return "How well somebody new is given a cluster is not known: what it is measured with was not trained or has not answered."
+
+
+def _undivided(curve: NewPersonas) -> str:
+    """Return how many people are not in the last row, as they have no halves to pick and to score on."""
+    n = curve.n_personas - (curve.oracle.n_personas if curve.oracle else 0)
+    if not n:
+        return ""
+    if not curve.oracle:
+        return " Nobody has two test dialogues to pick by and to be scored on, so there is no row of what is best on half of them."
+    return f" {n} of them {'has' if n == 1 else 'have'} one test dialogue and {'is' if n == 1 else 'are'} not in the last row."
 
 
 def _format_gain(curve: NewPersonas, gain: Gain) -> str:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from clusterlora.comparison.new_personas import DIALOGUES, NewPersonas, Scores, new_personas
 from clusterlora.comparison.new_personas_words import markdown, off, sentence
 from clusterlora.config import resolve
+from clusterlora.errors import counted
 from clusterlora.method_settings import AssignmentSettings, MergeSettings
 from clusterlora.methods.held_out import held_out
 from clusterlora.methods.method import StudyView
@@ -93,6 +94,7 @@ def test_more_dialogues_find_the_better_cluster_more_often_and_one_finds_it_only
     assert results.chosen[-1].headline.low > 0
     assert results.own.headline.mean == pytest.approx(0.3, abs=0.08)
     assert results.chosen[-1].headline.mean < results.own.headline.mean
+    assert results.oracle is not None
     assert results.oracle.headline.mean == pytest.approx(results.own.headline.mean, abs=0.1), "picked on other items than it is scored on"
     assert results.own.nll.mean == results.own.headline.mean, "nll is the negative of the score here, and a gain is positive in both"
     into_own = results.chosen[-1].own_cluster
@@ -104,7 +106,7 @@ def test_more_dialogues_find_the_better_cluster_more_often_and_one_finds_it_only
 def test_without_a_gain_by_clusters_no_gain_is_claimed() -> None:
     curves = [curve(0.0, seed=seed) for seed in range(10)]
     assert sum(one.chosen[-1].headline.low > 0 for one in curves) <= 2
-    assert abs(np.mean([one.oracle.headline.mean for one in curves])) < 0.02, "nor does the oracle find any"
+    assert abs(np.mean([one.oracle.headline.mean for one in curves if one.oracle])) < 0.02, "nor does the oracle find any"
     text = sentence(curves[5])
     assert text.startswith("For people the adapters never saw, choosing between the clusters and unified is not shown to differ")
     assert "beats" not in text
@@ -140,10 +142,66 @@ def test_the_oracle_does_not_pick_by_the_turns_of_a_dialogue_that_it_is_scored_o
     scores = {p: np.array([[0.0, 1, 0, 0]] * 3 + [[0.0, 0, 1, 0]]) for p in clusters}
     tested = {"embedding_similarity": scores, "nll": {p: -its for p, its in scores.items()}}
     results = new_personas(losses, tested, dialogues, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
+    assert results.oracle is not None
     assert (results.oracle.headline.mean, results.oracle.leave) == (0, 1)
-    one = {p: np.zeros(4, dtype=np.int64) for p in clusters}
-    alone = new_personas(losses, tested, one, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
-    assert (alone.oracle.headline.mean, alone.oracle.leave) == (0, 0), "one dialogue cannot be halved, so everybody stays with unified"
+
+
+@pytest.mark.parametrize("n_alone", [0, 1, 20, 30])
+def test_people_with_one_test_dialogue_are_not_in_the_row_of_the_oracle_and_are_counted(n_alone: int) -> None:
+    losses, scores, clusters = measured(0.5, seed=1)
+    alone = tuple(clusters)[:n_alone]
+    dialogues = {p: np.zeros(20, dtype=np.int64) if p in alone else np.arange(20) for p in clusters}
+    tested = {"embedding_similarity": scores, "nll": {p: -its for p, its in scores.items()}}
+    rng = np.random.default_rng(0)
+    results = new_personas(losses, tested, dialogues, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
+    text = markdown(results)
+    if n_alone == 30:
+        assert results.oracle is None
+        assert "Nobody has two test dialogues" in text
+        assert "best on half" not in text.split("Nobody")[0]
+        return
+    assert results.oracle is not None
+    assert results.oracle.n_personas == 30 - n_alone
+    assert results.oracle.headline.mean > 0.3, "their own cluster gains 0.5"
+    assert ("not in the last row" in text) == (n_alone > 0)
+    assert n_alone != 20 or "20 of them have one test dialogue and are not in the last row." in text
+
+
+@pytest.mark.parametrize("n_many", [1, 5, 6])
+def test_a_few_people_with_many_dialogues_give_no_verdict_by_so_many(n_many: int) -> None:
+    losses, scores, clusters = measured(0.5, seed=1)
+    losses = {p: its if number < n_many else its[:4] for number, (p, its) in enumerate(losses.items())}
+    tested = {"embedding_similarity": scores, "nll": {p: -its for p, its in scores.items()}}
+    rng, dialogues = np.random.default_rng(0), each_its_own(scores)
+    results = new_personas(losses, tested, dialogues, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
+    assert [o.n_personas for o in results.chosen] == [30, 30, n_many, n_many]
+    verdict = sentence(results).partition(". ")[0]
+    assert "beats unified by 3 dialogues (+" in verdict
+    assert (" 5 dialogues (+" in verdict, " 10 dialogues (+" in verdict) == (n_many == 6, n_many == 6)
+    few = f"There is no verdict by 5 dialogues ({counted(n_many, 'persona')}), 10 dialogues ({counted(n_many, 'persona')}): it takes 6"
+    assert (few in sentence(results)) == (n_many < 6)
+
+
+@pytest.mark.parametrize(("n_personas", "n_items"), [(5, 20), (6, 1)])
+def test_too_few_people_or_items_to_compare_methods_give_no_verdict_on_new_people(n_personas: int, n_items: int) -> None:
+    losses, scores, clusters = measured(0.9, seed=1)
+    people = tuple(clusters)[:n_personas]
+    scores = {p: scores[p][:n_items] for p in people}
+    results = new_personas(
+        {p: losses[p] for p in people},
+        {"embedding_similarity": scores, "nll": {p: -its for p, its in scores.items()}},
+        each_its_own(scores),
+        clusters,
+        metric="embedding_similarity",
+        higher_is_better=True,
+        draws=200,
+        rng=np.random.default_rng(0),
+    )
+    assert results.own.headline.low > 0
+    people_and_items = f"{n_personas} personas and {n_personas * n_items} items"
+    assert sentence(results) == (
+        f"No verdict on people the adapters never saw, as {people_and_items} are too few: it takes 6 personas and 12 items."
+    )
 
 
 def test_a_persona_counts_only_up_to_its_number_of_dialogues() -> None:
