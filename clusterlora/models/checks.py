@@ -30,6 +30,7 @@ _ATTENTION = frozenset({"full_attention", "sliding_attention", "attention"})
 _OWN_POSITIONS = "create_position_ids_from_input_ids"
 """The method of embeddings in transformers that do not count positions from 0."""
 _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
+_NUMBERS_OF_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 _NAMED = 3
 """Weights named in a message; the rest are counted."""
 
@@ -224,11 +225,9 @@ def refuse_stored_otherwise(folder: Path) -> None:
                     "get that, or the weights as floating-point numbers"
                 )
         where |= dict.fromkeys(dtypes, file.name)
-    n_layers = config.get("num_hidden_layers")
-    if where and isinstance(n_layers, int) and n_layers > len(where):
-        raise ModelUnavailable(
-            f"base model {folder} has num_hidden_layers = {n_layers} (config.json) and {len(where)} weights; {_TOGETHER}"
-        )
+    for name in _NUMBERS_OF_LAYERS:
+        if where and isinstance(n_layers := config.get(name), int) and n_layers > len(where):
+            raise ModelUnavailable(f"the model in {folder} has {name} = {n_layers} (config.json) and {len(where)} weights; {_TOGETHER}")
 
 
 def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:

@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from clusterlora.catalog import Catalog
 from clusterlora.chat.panics import panics_unprinted
-from clusterlora.errors import ModelUnavailable, printable
-from clusterlora.models.checks import read_settings
+from clusterlora.errors import ModelUnavailable
+from clusterlora.models.embedding_checks import checked_loading, most_tokens, refuse_random_weights, refuse_unreadable_texts
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import one_line, quiet
 from clusterlora.models.weights import PICKLE_SUFFIXES, combined_sha256, file_sha256, kind_of_file
@@ -33,8 +33,6 @@ CACHE_SIZE = 50_000
 _AT_ONCE = 16_384
 """Texts given to the model at once."""
 _TRIAL = "A text, un texte, 一段文字."
-ADDED_TOKENS = 2
-"""Tokens that a model puts around every text."""
 
 
 def minilm_folder() -> Path:
@@ -130,7 +128,8 @@ def load_embedder(name: str, *, device: str = "cpu") -> Embedder:
         name: a key of EMBEDDING_MODELS, a local sentence-transformers folder, or a hub id.
 
     Raises:
-        ModelUnavailable: it cannot be found, fetched or loaded, holds pickled weights, or embeds a text as no direction.
+        ModelUnavailable: it cannot be found, fetched or loaded, holds pickled weights, lacks weights, cannot read some texts, or embeds a
+            text as no direction.
     """
     folder, revision = _find(name)
     safe = {"use_safetensors": True}
@@ -138,14 +137,21 @@ def load_embedder(name: str, *, device: str = "cpu") -> Embedder:
         from sentence_transformers import SentenceTransformer
 
         most_tokens(folder)
-        model = SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=safe)
-        embedder = SentenceEmbedder(name, revision, model)
+        with checked_loading(folder) as loaded:
+            model = SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=safe)
+        refuse_random_weights(model, folder, loaded)
+        refuse_unreadable_texts(model, folder)
         # Settings and weights that are none show when they are used.
-        vector = embedder.encode([_TRIAL])[0]
+        vector = model.encode([_TRIAL], normalize_embeddings=True, show_progress_bar=False)[0]
+    if (told := model.get_embedding_dimension()) not in {None, len(vector)}:
+        raise ModelUnavailable(
+            f"embedding model {name!r} in {folder} says that it embeds a text as {told} numbers (embedding_dimension in the config.json of "
+            f"its pooling), and its weights give {len(vector)}; write {len(vector)} there, or get it again from where the model comes from"
+        )
     if not np.isfinite(vector).all() or not vector.any():
         found = "numbers that are none" if not np.isfinite(vector).all() else "nothing but zeros"
         raise ModelUnavailable(f"embedding model {name!r} in {folder} embeds a text as {found}: its weights are damaged; get them again")
-    return embedder
+    return SentenceEmbedder(name, revision, model)
 
 
 def refuse_unusable_embedder(name: str) -> None:
@@ -158,22 +164,6 @@ def refuse_unusable_embedder(name: str) -> None:
         embedding_folder(name)
     else:
         load_embedder(name)
-
-
-def most_tokens(folder: Path) -> int | None:
-    """Return the tokens of a text that a sentence-transformers model reads, those it adds included; None where its folder does not tell.
-
-    Raises:
-        ModelUnavailable: it tells no number of tokens.
-    """
-    file = folder / "sentence_bert_config.json"
-    limit = read_settings(file).get("max_seq_length") if file.is_file() else None
-    if limit is not None and (type(limit) is not int or limit <= ADDED_TOKENS):
-        raise ModelUnavailable(
-            f"{file} has max_seq_length = {printable(repr(limit))}, which is no number of tokens of a text; get it again from where the "
-            "model comes from"
-        )
-    return limit
 
 
 def _find(name: str) -> tuple[Path, str]:

@@ -10,7 +10,8 @@ from clusterlora.chat.panics import panics_unprinted
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import BaseModel
 from clusterlora.models.checks import refuse_unknown_token_without_id
-from clusterlora.models.embedding import ADDED_TOKENS, ENGLISH, embedding_folder, most_tokens
+from clusterlora.models.embedding import ENGLISH, embedding_folder
+from clusterlora.models.embedding_checks import ADDED_TOKENS, most_tokens
 from clusterlora.models.language import languages
 from clusterlora.models.loading import one_line, quiet
 
