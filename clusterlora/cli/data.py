@@ -64,7 +64,7 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     Every dialogue is accounted for: used in train, val or test, or left out and why. With --base-model lengths are counted in its tokens,
     with the settings that hold them, and base and embedding model are checked against the language of the answers.
     """
-    from clusterlora.comparison.power import study_power
+    from clusterlora.comparison.power import expected_clusters, study_power
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
     from clusterlora.planning.ladder import REFERENCE
@@ -73,7 +73,7 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     with console_log() as log:
         summary, against = _with_base(study, log) if study.model.base else (examine(study.data), [])
     refusal = summary.refusal
-    power = study_power(study.methods, REFERENCE, summary.personas)
+    power = study_power(study.methods, REFERENCE, n := summary.personas, clusters=expected_clusters(study.clustering, n))
     if as_json:
         click.echo(json.dumps(asdict(summary) | {"power": asdict(power) if power else None, "warnings": against}))
     else:

@@ -65,7 +65,7 @@ def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...],
 
 def _power(study: "Study", file: Path) -> Check:
     """Return what the study's comparison can show on the people of its data; a study that can show nothing does not fail."""
-    from clusterlora.comparison.power import study_power
+    from clusterlora.comparison.power import expected_clusters, study_power
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
     from clusterlora.planning.ladder import REFERENCE
@@ -76,7 +76,7 @@ def _power(study: "Study", file: Path) -> Check:
         return Check("data", False, str(problem).splitlines()[0], f"run: clusterlora data validate --config {file}")
     if summary.refusal is not None:
         return Check("data", False, summary.refusal.splitlines()[0], f"run: clusterlora data validate --config {file}")
-    power = study_power(study.methods, REFERENCE, summary.personas)
+    power = study_power(study.methods, REFERENCE, n := summary.personas, clusters=expected_clusters(study.clustering, n))
     return Check("power", True, power.sentence if power else f"nothing is compared with {REFERENCE}")
 
 

@@ -2,19 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
+from clusterlora.clustering.choice import LARGEST_K
 from clusterlora.comparison.roles import can_win, contrast_pairs, deciding_control, is_base
 from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
-from clusterlora.evaluation.statistics import POWER, SIGNIFICANCE, detectable_mean, smallest_p
+from clusterlora.evaluation.statistics import POWER, SIGNIFICANCE, detectable_mean, detectable_of_groups, smallest_p
+from clusterlora.methods import METHODS
+from clusterlora.settings import ClusteringSettings
 
 Family = Literal["methods", "base model", "contrasts"]
 """Tests that Holm's correction is over: of the methods that can win, against the reference; of these and the reference, against the base
 model, without which there is no champion; and of the contrasts, without which no gain is claimed to be personal."""
+
+_DRAWS, _PARTITIONS = 2000, 10
+"""Simulated studies, and the random partitions they are spread over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +32,8 @@ class StudyPower:
     the smallest true difference that all families show with probability `POWER`: in units of `metric` where `is_estimated`, else in
     standard deviations of people's differences. None: `family` can show no difference, however large; with `enough` personas all can.
     `unclaimable` are the methods that could be champion and whose gain, for the number of contrasts, cannot be shown to be personal.
+    `claimable` says, by number of clusters, from which difference a claim with `cause` is made so often that stands on the adapters of
+    clusters, if these have no luck; nothing, where that is `detectable`. Where the number is open, it has the fewest and the most.
     """
 
     n_personas: int
@@ -35,6 +44,8 @@ class StudyPower:
     unclaimable: tuple[str, ...]
     detectable: float | None
     is_estimated: bool
+    claimable: tuple[tuple[int, float], ...] = ()
+    cause: str = ""
     metric: str = EMBEDDING_SIMILARITY.name
 
     @property
@@ -56,12 +67,22 @@ class StudyPower:
                 f"{size} can show no gain of {' or '.join(self.unclaimable)} to be personal, however large: of up to {self.n_tests} "
                 f"contrasts the smallest p-value is {p:.3g}, {corrected}"
             )
-        if self.is_estimated:
-            metric = METRICS[self.metric]
-            amount = f"{100 * self.detectable:.1f} points" if metric.percent else f"{self.detectable:.3g} {metric.unit}".rstrip()
-        else:
-            amount = f"{self.detectable:.2f} standard deviations of people's differences"
-        return f"{size} shows a true difference of {amount} {POWER:.0%} of the time{self._limit}."
+        amount = self._amount(self.detectable) + ("" if self.is_estimated else " of people's differences")
+        return f"{size} shows a true difference of {amount} {POWER:.0%} of the time{self._limit}{self._price}."
+
+    def _amount(self, difference: float) -> str:
+        if not self.is_estimated:
+            return f"{difference:.2f} standard deviations"
+        metric = METRICS[self.metric]
+        return f"{100 * difference:.1f} points" if metric.percent else f"{difference:.3g} {metric.unit}".rstrip()
+
+    @property
+    def _price(self) -> str:
+        """What a claim takes that stands on the adapters of a few clusters."""
+        if not self.claimable:
+            return ""
+        takes = " and ".join(f"{self._amount(least)} with {n} clusters" for n, least in self.claimable)
+        return f"; to show as often that {self.cause} takes {takes}"
 
     @property
     def _limit(self) -> str:
@@ -73,11 +94,18 @@ class StudyPower:
 
 
 def study_power(
-    methods: Sequence[str], reference: str, n_personas: int, *, sd: float | None = None, metric: str = EMBEDDING_SIMILARITY.name
+    methods: Sequence[str],
+    reference: str,
+    n_personas: int,
+    *,
+    clusters: Sequence[Sequence[int]] = (),
+    sd: float | None = None,
+    metric: str = EMBEDDING_SIMILARITY.name,
 ) -> StudyPower | None:
     """Return the power of comparing these methods with the reference; None when the study does not do that.
 
     Args:
+        clusters: how many people each cluster has; several of these where the number of clusters is open.
         sd: the expected deviation of people's differences, in units of `metric`; None where nothing is known of it.
     """
     can_be = [method for method in methods if can_win(method) and method != reference]
@@ -94,7 +122,12 @@ def study_power(
     most = max(n_tests.values())
     too_many: list[Family] = [family for family, n in n_tests.items() if not _can_show(n, n_personas)]
     family: Family = too_many[0] if too_many else next(family for family, n in n_tests.items() if n == most)
-    error = (1.0 if sd is None else sd) / float(np.sqrt(n_personas))
+    unit = 1.0 if sd is None else sd
+    error = unit / float(np.sqrt(n_personas))
+    detectable = None if too_many else detectable_mean(error, n_personas - 1, n_units=n_personas, n_tests=most)
+    cause = next((_cause(method) for method in n_contrasts if METHODS[method].needs_clusters), "")
+    known = [sizes for sizes in clusters if len(sizes) > 1] if cause and detectable is not None else []
+    takes = [(len(sizes), max(detectable or 0.0, unit * _beyond_luck(tuple(sizes)))) for sizes in known]
     return StudyPower(
         n_personas=n_personas,
         n_methods=len(can_be),
@@ -102,10 +135,41 @@ def study_power(
         n_tests=n_tests[family],
         enough=enough_personas(most),
         unclaimable=tuple(method for method, n in n_contrasts.items() if not _can_show(n, n_personas)),
-        detectable=None if too_many else detectable_mean(error, n_personas - 1, n_units=n_personas, n_tests=most),
+        detectable=detectable,
         is_estimated=sd is not None,
+        cause=cause,
+        claimable=tuple(takes) if any(least != detectable for _, least in takes) else (),
         metric=metric,
     )
+
+
+def expected_clusters(settings: ClusteringSettings, n_personas: int) -> tuple[tuple[int, ...], ...]:
+    """Return how many people each cluster will have, as `study_power` takes it: where sizes are not given, as equal as can be.
+
+    Where their number is chosen from the data, that is so of the fewest that there may be, and of the most.
+    """
+    if settings.sizes is not None and sum(settings.sizes) == n_personas:
+        return (settings.sizes,)
+    k = settings.k or len(settings.sizes or ())
+    numbers = [k] if k else sorted({2, min(LARGEST_K, n_personas // settings.min_size)})
+    return tuple(tuple((n_personas + i) // n for i in range(n)) for n in numbers if 2 <= n <= n_personas)
+
+
+@lru_cache(maxsize=32)
+def _beyond_luck(sizes: tuple[int, ...]) -> float:
+    """Return which gain a cluster is shown to have over random groups where adapters might have luck, in standard deviations.
+
+    People are in clusters of these sizes and in random groups of the same, and differences are grouped by both.
+    """
+    rng, cluster = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
+    drawn = [detectable_of_groups((cluster, rng.permutation(cluster)), draws=_DRAWS // _PARTITIONS, rng=rng) for _ in range(_PARTITIONS)]
+    return float(np.mean(drawn))
+
+
+def _cause(method: str) -> str:
+    """Return what the method's deciding control says is the cause of its gain; empty without one."""
+    control = deciding_control(method)
+    return METHODS[control].cause if control is not None else ""
 
 
 def _n_contrasts(champion: str, methods: Sequence[str], reference: str, n_methods: int) -> int:

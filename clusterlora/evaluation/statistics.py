@@ -140,27 +140,52 @@ def cluster_robust_interval(
     Returns:
         None where no grouping has two groups.
     """
-    n, parts = len(units), [part for part in groupings if len(np.unique(part)) > 1]
+    parts = [part for part in groupings if len(np.unique(part)) > 1]
     if not parts:
         return None
-    alone, of_parts = float(units.var(ddof=1)) / n, [_clustered_variance(units, part) for part in parts]
-    together = max(0.0, sum(variance for variance, _ in of_parts) - (len(parts) - 1) * alone)
-    candidates = [(alone, n - 1.0), *of_parts, (together, min(freedom for _, freedom in of_parts))]
+    candidates = [(float(variance), freedom) for variance, freedom in _robust_variances(units, parts)]
     if by_seed is not None and by_seed.shape[1] > 1:
         candidates = [_with_seeds(variance, freedom, by_seed) for variance, freedom in candidates]
     half = max(float(stats.t.ppf(0.975, freedom) * np.sqrt(variance)) for variance, freedom in candidates)
     return Interval(float(units.mean()) - half, float(units.mean()) + half)
 
 
-def _clustered_variance(units: Float[np.ndarray, " unit"], group: Int[np.ndarray, " unit"]) -> tuple[float, float]:
+def detectable_of_groups(groupings: Sequence[Int[np.ndarray, " unit"]], *, draws: int, rng: np.random.Generator) -> float:
+    """Return the smallest true mean whose `cluster_robust_interval` is above zero with probability `POWER`, in standard deviations.
+
+    Units are drawn independent of each other and normal, so groups have no luck: what is asked is the price of not knowing that.
+
+    Args:
+        groupings: as for `cluster_robust_interval`, each of two groups or more.
+    """
+    units = rng.standard_normal((draws, len(groupings[0])))
+    halves = [stats.t.ppf(0.975, freedom) * np.sqrt(variance) for variance, freedom in _robust_variances(units, groupings)]
+    return float(np.quantile(np.max(halves, axis=0) - units.mean(axis=-1), POWER))
+
+
+def _robust_variances(
+    units: Float[np.ndarray, "*draw unit"], parts: Sequence[Int[np.ndarray, " unit"]]
+) -> list[tuple[Float[np.ndarray, "*draw"], float]]:
+    """Return (variance of the mean, its degrees of freedom) of independent units, of every grouping and of all groupings together."""
+    n = units.shape[-1]
+    alone = np.asarray(units.var(axis=-1, ddof=1)) / n
+    of_parts = [_clustered_variance(units, part) for part in parts]
+    together = np.maximum(0.0, sum(variance for variance, _ in of_parts) - (len(parts) - 1) * alone)
+    candidates = [(alone, n - 1.0), *of_parts, (together, min(freedom for _, freedom in of_parts))]
+    return [(np.asarray(variance), freedom) for variance, freedom in candidates]
+
+
+def _clustered_variance(
+    units: Float[np.ndarray, "*draw unit"], group: Int[np.ndarray, " unit"]
+) -> tuple[Float[np.ndarray, "*draw"], float]:
     """Return (variance of the mean of units that depend on each other within groups, its degrees of freedom)."""
-    n = len(units)
-    _, index, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    n = units.shape[-1]
+    _, first, sizes = np.unique(np.sort(group), return_index=True, return_counts=True)
     shares = sizes / n
-    residuals = np.bincount(index, weights=units - units.mean())
+    residuals = np.add.reduceat((units - units.mean(axis=-1, keepdims=True))[..., np.argsort(group, kind="stable")], first, axis=-1)
     leverage = shares**2 / (1 - shares)
     freedom = 1 / float(np.sum(shares**2) + leverage.sum() ** 2 - np.sum(leverage**2))
-    return float(np.sum(residuals**2 / (1 - shares))) / n**2, freedom
+    return np.asarray(np.sum(residuals**2 / (1 - shares), axis=-1) / n**2), freedom
 
 
 def _with_seeds(variance: float, freedom: float, by_seed: Float[np.ndarray, "unit seed"]) -> tuple[float, float]:

@@ -131,7 +131,7 @@ def _settings(state: StudyState, plan: WorkPlan, comparison: Comparison) -> Iter
     if GATED in study.methods:
         yield "clusters start from", plan.cluster_init
         yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {changes_of(rung)}"
-    if power := study_power(study.methods, REFERENCE, comparison.n_personas):
+    if power := study_power(study.methods, REFERENCE, comparison.n_personas, clusters=(tuple(comparison.cluster_sizes.values()),)):
         yield "power before training", power.sentence
     for method, shown in comparison.shown.items():
         dropped = f"; {shown.share_dropped:.1%} of {shown.n_shown} did not fit" if shown.n_dropped else ""

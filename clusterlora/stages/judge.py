@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clusterlora.comparison.power import StudyPower, study_power
+from clusterlora.comparison.power import StudyPower, expected_clusters, study_power
 from clusterlora.data.prompts import items
 from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics import METRICS
@@ -123,11 +123,17 @@ def power_of_study(state: StudyState, power: Power | None = None) -> StudyPower 
         power: the gate's; by default as it was estimated from the base model.
     """
     power = power or state.power
-    n_items = [sum(turn.role == "assistant" for dialogue in p.of_split("test") for turn in dialogue.turns) for p in state.dataset.personas]
-    tested = [n for n in n_items if n]
+    study, people = state.settings, state.dataset.personas
+    n_items = {p.id: sum(turn.role == "assistant" for dialogue in p.of_split("test") for turn in dialogue.turns) for p in people}
+    tested = {p: n for p, n in n_items.items() if n}
     # The variance of people's means is proportional to the mean of 1 / n over people.
-    sd = power.gain_sd(1 / float(np.mean([1 / n for n in tested]))) if power and power.is_known and tested else None
-    return study_power(state.settings.methods, REFERENCE, len(tested), sd=sd, metric=state.settings.evaluation.headline)
+    sd = power.gain_sd(1 / float(np.mean([1 / n for n in tested.values()]))) if power and power.is_known and tested else None
+    if state.clustering is None:
+        clusters = expected_clusters(study.clustering, len(tested))
+    else:
+        counts = (sum(p in tested for p in members) for members in state.clustering.members)
+        clusters = (tuple(n for n in counts if n),)
+    return study_power(study.methods, REFERENCE, len(tested), clusters=clusters, sd=sd, metric=study.evaluation.headline)
 
 
 def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores) -> Verdict:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from clusterlora.chat.encoder import TokenSequence
-from clusterlora.comparison.power import study_power
+from clusterlora.comparison.power import expected_clusters, study_power
 from clusterlora.data.labels import label_set
 from clusterlora.data.prompts import items, messages, prompt_encoder
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches
@@ -109,7 +109,9 @@ def ready(study_name: str, n_workers: int, stores: Stores, log: RunLog, *, runni
     made_from = replace(state.prepared_with, n_personas=len(state.dataset.personas), n_dialogues=state.dataset.n_dialogues)
     stores.studies.save_metadata(study_name, made_from)
     start_tracking(state.settings, made_from, state.dataset, stores, running=running)
-    if cut.n_personas < cut.of_personas and (power := study_power(state.settings.methods, REFERENCE, cut.n_personas)):
+    clusters = expected_clusters(state.settings.clustering, cut.n_personas)
+    power = study_power(state.settings.methods, REFERENCE, cut.n_personas, clusters=clusters)
+    if cut.n_personas < cut.of_personas and power is not None:
         log.note(power.sentence)
     return replace(state, provenance=made_from)
 

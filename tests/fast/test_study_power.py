@@ -1,23 +1,26 @@
 """The power of a comparison is estimated before anything is trained."""
 
 import json
+import re
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clusterlora.cli import main
-from clusterlora.comparison.power import enough_personas, study_power
+from clusterlora.comparison.power import enough_personas, expected_clusters, study_power
 from clusterlora.comparison.sentence import claims_personalisation
-from clusterlora.evaluation.statistics import detectable_mean, smallest_p
+from clusterlora.evaluation.statistics import cluster_robust_interval, detectable_mean, smallest_p
 from clusterlora.gate.power import Power
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import Study
+from clusterlora.settings import ClusteringSettings, Study
 from clusterlora.stages.judge import power_of_study
 from clusterlora.stages.prepare import prepare_study
+from clusterlora.values import Clustering
 from tests.fixtures.comparison import compared, evaluation
 from tests.fixtures.stages import Notes
 
@@ -98,6 +101,81 @@ def test_the_contrasts_limit_where_controls_are_many() -> None:
     assert power.sentence.endswith(", even in the 6 contrasts with controls and the runner-up, which ask for the most.")
 
 
+@pytest.mark.parametrize(("sizes", "takes"), [((20, 20), 3.2), ((6, 14, 20), 1.2), ((8, 8, 8, 8, 8), 0.7)])
+def test_a_claim_that_stands_on_the_adapters_of_few_clusters_takes_more_than_a_difference_does(
+    sizes: tuple[int, ...], takes: float
+) -> None:
+    power = study_power(("baseline", "unified", "cluster", "random_cluster"), "unified", 40, clusters=[sizes])
+    assert power is not None
+    assert power.detectable is not None
+    ((n_clusters, claimable),) = power.claimable
+    assert n_clusters == len(sizes)
+    assert claimable == pytest.approx(takes, rel=0.15)
+    assert power.detectable == pytest.approx(0.5, abs=0.05)
+    rng, cluster = np.random.default_rng(3), np.repeat(np.arange(len(sizes)), sizes)
+
+    def claimed(gain: float) -> float:
+        """Return how often the interval is above zero where people's differences are noise alone and no adapter has luck."""
+        drawn = (cluster_robust_interval(rng.normal(gain, 1, 40), [cluster, rng.permutation(cluster)]) for _ in range(300))
+        return float(np.mean([interval is not None and interval.low > 0 for interval in drawn]))
+
+    assert claimed(claimable) == pytest.approx(0.8, abs=0.07)
+    assert claimed(power.detectable) < 0.7
+    assert power.sentence.endswith(
+        f"; to show as often that the people of a cluster are alike takes {claimable:.2f} standard deviations with {n_clusters} clusters."
+    )
+
+
+def test_once_people_are_clustered_what_a_claim_takes_is_of_their_clusters(seven: Study, stores: Stores) -> None:
+    study = replace(seven, methods=("unified", "cluster", "random_cluster"), clustering=ClusteringSettings())
+    prepare_study(study, stores, SilentLog())
+    state = read_state(study.name, stores)
+    ids = state.dataset.ids
+    for members in ((ids[:3], ids[3:]), (ids[:2], ids[2:4], ids[4:])):
+        power = power_of_study(replace(state, clustering=Clustering("responses", members)))
+        assert power is not None
+        assert [n for n, _ in power.claimable] == [len(members)]
+    open_number = power_of_study(state)
+    assert open_number is not None
+    assert [n for n, _ in open_number.claimable] == [2]
+
+
+def test_a_claim_takes_no_more_where_no_adapters_are_shared_or_clusters_are_many() -> None:
+    methods = ("baseline", "unified", "cluster", "random_cluster")
+    for names, n, clusters in [
+        (("baseline", "unified", "per_persona", "swapped_persona", "cluster"), 40, [(20, 20)]),
+        (methods, 40, [(40,)]),
+        (methods, 400, [(4,) * 100]),
+    ]:
+        power = study_power(names, "unified", n, clusters=clusters)
+        assert power is not None
+        assert not power.claimable
+        assert power.detectable is not None
+        assert "takes" not in power.sentence
+    few = study_power(methods, "unified", 6, clusters=[(3, 3)])
+    assert few is not None
+    assert (few.detectable, few.claimable) == (None, ()), "nothing is shown at all"
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_personas", "expected"),
+    [
+        (ClusteringSettings(sizes=(4, 9)), 13, ((4, 9),)),
+        (ClusteringSettings(sizes=(4, 9)), 11, ((5, 6),)),
+        (ClusteringSettings(k=3), 11, ((3, 4, 4),)),
+        (ClusteringSettings(k=3), 2, ()),
+        (ClusteringSettings(), 12, ((6, 6), (3, 3, 3, 3))),
+        (ClusteringSettings(), 120, ((60, 60), (10,) * 12)),
+        (ClusteringSettings(), 5, ((2, 3),)),
+        (ClusteringSettings(), 1, ()),
+    ],
+)
+def test_before_people_are_clustered_the_sizes_are_those_that_may_come(
+    settings: ClusteringSettings, n_personas: int, expected: tuple[tuple[int, ...], ...]
+) -> None:
+    assert expected_clusters(settings, n_personas) == expected
+
+
 def test_the_doctor_says_it_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "_checks", lambda: iter(()))
     file = tmp_path / "study.toml"
@@ -131,6 +209,11 @@ def test_validating_data_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "validate", "--preset", "quick", "--json"]) == 0
     power = json.loads(capsys.readouterr().out)["power"]
     assert (power["n_personas"], power["n_methods"]) == (30, 3)
+    assert [n for n, _ in power["claimable"]] == [5], "the preset's clusters"
+    open_k = ["--preset", "quick", "--set", "clustering.k=none", "--set", "clustering.sizes=none"]
+    assert main(["data", "validate", *open_k]) == 0
+    takes = r"alike takes 3\.\d\d standard deviations with 2 clusters and 0\.\d\d standard deviations with 10 clusters\."
+    assert re.search(takes, capsys.readouterr().out)
     assert 0.5 < power["detectable"] < 1
 
 
