@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clusterlora.comparison.roles import can_win
+from clusterlora.data.permutation import Remainder
 from clusterlora.errors import counted
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.statistics import wilson_interval
@@ -17,12 +18,13 @@ LEVEL = 0.05
 class NullRate:
     """Of studies with permuted labels: how many claim that people gain because of who they are, and what else they say.
 
-    `names` and `summaries` are in order. A study that beats the reference without that claim is not wrong: groups that train on less
-    differ from one adapter for all whoever is in them.
+    `names` and `summaries` are in order, as is what their exchange has left of who said what, where that is known. A study that beats the
+    reference without that claim is not wrong: groups that train on less differ from one adapter for all whoever is in them.
     """
 
     names: tuple[str, ...]
     summaries: tuple[ComparisonSummary, ...]
+    remainders: tuple[Remainder | None, ...] = ()
 
     @property
     def n_claims(self) -> int:
@@ -33,16 +35,20 @@ class NullRate:
     def sentence(self) -> str:
         """The rate with its 95 % interval, and whether it is more than the tests allow."""
         n = len(self.summaries)
-        beating = sum(map(_beats_reference, self.summaries))
+        beating = sum(map(_shows_a_gain, self.summaries))
         passed = sum(not summary.gate_refused for summary in self.summaries)
         low, high = wilson_interval(self.n_claims, n)
         verdict = "more than" if low > LEVEL else "not shown to be more than"
         return (
-            f"Of {counted(n, 'study').replace('studys', 'studies')} with permuted labels, in which nothing is personal, {self.n_claims} "
-            f"{'claims' if self.n_claims == 1 else 'claim'} personalisation ({self.n_claims / n:.0%}, 95 % interval {low:.0%} to "
-            f"{high:.0%}): {verdict} the {LEVEL:.0%} that the tests allow. {beating} show a method to beat unified, and in {passed} no "
-            "gate refused."
+            f"Of {counted(n, 'study').replace('studys', 'studies')} with permuted labels, in which {self._personal} is personal, "
+            f"{self.n_claims} {'claims' if self.n_claims == 1 else 'claim'} personalisation ({self.n_claims / n:.0%}, 95 % interval "
+            f"{low:.0%} to {high:.0%}): {verdict} the {LEVEL:.0%} that the tests allow. {beating} show a method to beat unified, and "
+            f"in {passed} no gate refused."
         )
+
+    @property
+    def _personal(self) -> str:
+        return "something still" if any(left is not None and left.is_much for left in self.remainders) else "nothing"
 
     @property
     def records(self) -> list[dict[str, str | bool | None]]:
@@ -51,7 +57,7 @@ class NullRate:
             {
                 "study": name,
                 "claims_personalisation": summary.claims_personalisation,
-                "beats_unified": _beats_reference(summary),
+                "beats_unified": _shows_a_gain(summary),
                 "gate_refused": summary.gate_refused,
                 "champion": summary.champion,
                 "sentence": summary.sentence,
@@ -60,7 +66,7 @@ class NullRate:
         ]
 
     def markdown(self) -> str:
-        """Return the sentence and a table of the studies."""
+        """Return the sentence, a table of the studies, and what is left of who said what."""
         yes = {True: "yes", False: "no"}
         rows = [
             (
@@ -73,14 +79,17 @@ class NullRate:
             for r in self.records
         ]
         header = ("study", "claims personalisation", "beats unified", "gate refused", "champion")
-        return f"**{self.sentence}**\n\n{markdown_table(header, rows, right=(False,) * len(header))}"
+        known = [(left, name) for name, left in zip(self.names, self.remainders, strict=False) if left is not None]
+        most = max(known, key=lambda one: one[0].share - one[0].by_chance, default=None)
+        note = f"\nThe labels are least permuted in {most[1]}: {most[0].sentence}.\n" if most else ""
+        return f"**{self.sentence}**\n\n{markdown_table(header, rows, right=(False,) * len(header))}{note}"
 
 
-def _beats_reference(summary: ComparisonSummary) -> bool:
+def _shows_a_gain(summary: ComparisonSummary) -> bool:
     """Return whether a method that could be champion is shown to beat the reference, also where something else keeps it from being one."""
     return any(can_win(score.method) and score.outcome == "better" for score in summary.scores)
 
 
-def null_rate(studies: Sequence[tuple[str, ComparisonSummary]]) -> NullRate:
+def null_rate(studies: Sequence[tuple[str, ComparisonSummary]], remainders: Sequence[Remainder | None] = ()) -> NullRate:
     """Return the rate of these studies, each given by name and outcome; there is at least one."""
-    return NullRate(tuple(name for name, _ in studies), tuple(summary for _, summary in studies))
+    return NullRate(tuple(name for name, _ in studies), tuple(summary for _, summary in studies), tuple(remainders))

@@ -12,7 +12,7 @@ from clusterlora.data.conversations import beginnings, n_overlapping
 from clusterlora.data.labels import check_labels, plain_labels
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.legacy_import import read_splits
-from clusterlora.data.permutation import permuted
+from clusterlora.data.permutation import check_exchange, permuted
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.similar_ids import described, similar_ids, visible
@@ -67,6 +67,8 @@ def load(settings: DataSettings, fit: PromptFit | None = None, left: Callable[[s
         dataset = with_canaries(dataset, settings.canaries)
     check_labels(settings, dataset.personas, problems)
     problems.raise_any()
+    if settings.permute_seed is not None:
+        check_exchange(dataset, settings.permute_seed)
     return dataset
 
 

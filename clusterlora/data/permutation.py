@@ -2,21 +2,27 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import product
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from itertools import accumulate, product
 from random import Random
+from statistics import fmean
 
 from clusterlora.data.conversations import related_groups
 from clusterlora.data.source import SourceData
+from clusterlora.errors import BadData
 from clusterlora.values import Dataset, Dialogue, Split
 
 log = logging.getLogger(__name__)
 
 _MOST_TOGETHER = 6
 """Units that go together, at most, for others with as many dialogues."""
-_MANY = 2
-"""Times the share that chance keeps, above which the log warns."""
+_MUCH = 0.1
+"""Of what was personal, the share that may be left of it by chance in small data; above, it is warned."""
+
+_OF = "/"
+"""Between the person that an exchanged dialogue is of and its own id."""
 
 _Unit = tuple[str, tuple[Dialogue, ...]]
 """The person that dialogues are of, and those that belong on one side of a split."""
@@ -27,8 +33,8 @@ def permuted(reading: SourceData, seed: int, *, labelled: bool = False) -> Sourc
 
     What belongs on one side of a split stays together and changes places with as many dialogues of somebody else, of the same split if the
     input gives splits. Everybody has as many dialogues as before. Where few people have units of a size, several units are exchanged
-    for several others with as many dialogues together; the share of dialogues that stays all the same is logged. `labelled` says that
-    answers are labels.
+    for several others with as many dialogues together; what `remainder` finds may stay all the same. `labelled` says that answers are
+    labels.
     """
     units: dict[tuple[int, Split | None], list[_Unit]] = defaultdict(list)
     slots: dict[tuple[int, Split | None], list[str]] = defaultdict(list)
@@ -52,26 +58,78 @@ def permuted(reading: SourceData, seed: int, *, labelled: bool = False) -> Sourc
         _exchange_sums(units_by_persona, owners_by_size, rng)
     dealt: dict[str, list[Dialogue]] = {persona.id: [] for persona in reading.dataset.personas}
     conversations: dict[tuple[str, str], str] = {}
-    n_home = 0
     for units_by_persona in held.values():
         for persona_id, (origin, dialogue) in ((p, (o, d)) for p, given in units_by_persona.items() for o, unit in given for d in unit):
             # Dialogues of two people may have the same id.
-            moved = replace(dialogue, id=f"{origin}/{dialogue.id}")
+            moved = replace(dialogue, id=f"{origin}{_OF}{dialogue.id}")
             dealt[persona_id].append(moved)
-            n_home += origin == persona_id
             conversation = reading.conversation_by_dialogue.get((origin, dialogue.id))
             if conversation is not None:
                 conversations[persona_id, moved.id] = f"{origin}/{conversation}"
-    n_dialogues, n_people = reading.dataset.n_dialogues, len(reading.dataset.personas)
-    log.log(
-        logging.WARNING if n_home * n_people > _MANY * n_dialogues else logging.INFO,
-        "dialogues exchanged at random: %d of %d stay with their person, where chance keeps one in %d",
-        n_home,
-        n_dialogues,
-        n_people,
-    )
     personas = tuple(replace(persona, dialogues=tuple(dealt[persona.id])) for persona in reading.dataset.personas)
     return replace(reading, dataset=Dataset(personas), conversation_by_dialogue=conversations)
+
+
+@dataclass(frozen=True, slots=True)
+class Remainder:
+    """What exchanged dialogues still have to do with each other.
+
+    `share`: of the train dialogues beside a test dialogue, those of the same person, as a mean over test dialogues and people; 1 where
+    nothing is exchanged but names. `by_chance`: of everybody's.
+    """
+
+    share: float
+    by_chance: float
+
+    @property
+    def is_much(self) -> bool:
+        """Whether noticeably more is left than chance alone leaves."""
+        return self.share - self.by_chance > _MUCH * (1 - self.by_chance)
+
+    @property
+    def sentence(self) -> str:
+        """Both shares."""
+        return (
+            f"{self.share:.0%} of what is trained on is by the person who said what is tested beside it, where chance leaves "
+            f"{self.by_chance:.0%}"
+        )
+
+
+def remainder(dataset: Dataset) -> Remainder | None:
+    """Return what is left of who said what after an exchange and a split; None where nobody has train and test dialogues."""
+    ids = frozenset(dataset.ids)
+    splits: tuple[Split, ...] = ("train", "test")
+    # Canaries are nobody's.
+    said = ([[_origin(d, ids) for d in persona.of_split(split) if _OF in d.id] for split in splits] for persona in dataset.personas)
+    origins = [(train, test) for train, test in said if train and test]
+    if not origins:
+        return None
+    everybody = Counter(origin for train, _ in origins for origin in train)
+    return Remainder(fmean(_share(Counter(train), test) for train, test in origins), fmean(_share(everybody, test) for _, test in origins))
+
+
+def check_exchange(dataset: Dataset, seed: int) -> None:
+    """Log what is left of who said what. Raises BadData where everybody's dialogues are one person's."""
+    ids = frozenset(dataset.ids)
+    if all(len({_origin(d, ids) for d in persona.dialogues if _OF in d.id}) <= 1 for persona in dataset.personas):
+        raise BadData(
+            f"data.permute_seed = {seed} changes nothing but names: everybody's dialogues are one person's, as whole conversations change "
+            "places only with others of as many dialogues; use more people, or people with more conversations"
+        )
+    if left := remainder(dataset):
+        log.log(logging.WARNING if left.is_much else logging.INFO, "dialogues exchanged at random: %s", left.sentence)
+
+
+def _origin(dialogue: Dialogue, people: AbstractSet[str]) -> str:
+    """Return who said an exchanged dialogue; ids may hold the mark themselves."""
+    beginnings = list(accumulate(dialogue.id.split(_OF)[:-1], lambda before, part: f"{before}{_OF}{part}"))
+    return next((beginning for beginning in beginnings if beginning in people), beginnings[0])
+
+
+def _share(n_train: Counter[str], test: Iterable[str]) -> float:
+    """Return the mean share of the train dialogues, counted by person, that are of the same person as a test dialogue."""
+    n = n_train.total()
+    return fmean(n_train[origin] / n for origin in test)
 
 
 def _exchange_sums(units_by_persona: dict[str, list[_Unit]], owners_by_size: Mapping[int, Counter[str]], rng: Random) -> None:

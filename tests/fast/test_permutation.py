@@ -4,6 +4,7 @@ import importlib
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from clusterlora.comparison.null_rate import null_rate
 from clusterlora.comparison.sentence import claims_personalisation
 from clusterlora.data.load import load
-from clusterlora.data.permutation import permuted
+from clusterlora.data.permutation import Remainder, check_exchange, permuted, remainder
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import ComparisonSummary, MethodScore
@@ -23,8 +24,9 @@ from clusterlora.planning.null_studies import null_studies
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import PermutationRequest
 from clusterlora.results.null_rate import rate_of, write_null_rate
-from clusterlora.settings import GateSettings, Study
+from clusterlora.settings import DataSettings, GateSettings, Study
 from clusterlora.stages.compare import compare_study
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
 from tests.fixtures.comparison import compared, evaluation
 from tests.fixtures.stages import LOG, run
@@ -85,23 +87,96 @@ def test_conversations_duplicates_and_splits_stay_whole() -> None:
     assert all(sorted(map(str, (d.split for d in p.dialogues))) == ["test", "train", "train", "val"] for p in after.dataset.personas)
 
 
-def test_people_whose_conversations_have_sizes_of_their_own_change_places_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_people_whose_conversations_have_sizes_of_their_own_change_places_too() -> None:
     people = tuple(person(f"p{n}", [f"{n}{i} and {n * 50 + i} is {chr(97 + i)}" for i in range(6 * (n + 2))]) for n in range(5))
     talks = {(p.id, d.id): f"talk {i // (n + 2)}" for n, p in enumerate(people) for i, d in enumerate(p.dialogues)}
     data = SourceData(Dataset(people), conversation_by_dialogue=talks)
     n_home = 0
     for seed in range(10):
-        with caplog.at_level("INFO"):
-            after = permuted(data, seed)
+        after = permuted(data, seed)
         assert words_of(after) == words_of(data)
         assert [len(p.dialogues) for p in after.dataset.personas] == [len(p.dialogues) for p in people]
         assert len(set(after.conversation_by_dialogue.values())) == len({(p, talk) for (p, _), talk in talks.items()})
         holders = {(p, talk) for (p, _), talk in after.conversation_by_dialogue.items()}
         assert len(holders) == 30, "conversations are whole"
-        home = sum(d.id.startswith(f"{p.id}/") for p in after.dataset.personas for d in p.dialogues)
-        assert f"{home} of {data.dataset.n_dialogues} stay with their person, where chance keeps one in 5" in caplog.text
-        n_home += home
+        n_home += sum(d.id.startswith(f"{p.id}/") for p in after.dataset.personas for d in p.dialogues)
     assert n_home < 0.5 * 10 * data.dataset.n_dialogues, "all of them, if only equal sizes changed places"
+
+
+def split_people(*origins: str, dialogues: str = "ttttvs") -> Dataset:
+    """Return two people whose dialogues are by one of them, a letter each; the ids of people and dialogues hold slashes."""
+    splits: dict[str, Split] = {"t": "train", "v": "val", "s": "test"}
+    return Dataset(
+        tuple(
+            Persona(
+                f"team/{name}",
+                None,
+                tuple(
+                    Dialogue(f"team/{origin}/d/{i}", (Turn("user", "a"), Turn("assistant", "b")), split=splits[split])
+                    for i, (origin, split) in enumerate(zip(own, dialogues, strict=True))
+                ),
+            )
+            for name, own in zip("ab", origins, strict=True)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("origins", "share", "by_chance"),
+    [
+        (("aaaaaa", "bbbbbb"), 1.0, 0.5),
+        (("bbbbbb", "aaaaaa"), 1.0, 0.5),
+        (("aabbaa", "abbbab"), (0.5 + 0.75) / 2, (3 / 8 + 5 / 8) / 2),
+        (("bbbbba", "aaaaab"), 0.0, 0.5),
+    ],
+)
+def test_what_an_exchange_leaves_is_how_much_is_trained_on_of_who_said_what_is_tested(
+    origins: tuple[str, ...], share: float, by_chance: float
+) -> None:
+    left = remainder(split_people(*origins))
+    assert left is not None
+    assert (left.share, left.by_chance) == pytest.approx((share, by_chance))
+
+
+def test_an_exchange_that_leaves_much_is_warned_of_and_one_that_changes_only_names_refused(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        check_exchange(split_people("abababab", "babababa", dialogues="ttttttvs"), 3)
+        check_exchange(split_people("bbbbba", "aaaaab"), 3)
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    caplog.clear()
+    check_exchange(split_people("aaabbaa", "bbbaabb", dialogues="ttttvvs"), 3)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "75% of what is trained on is by the person who said what is tested beside it, where chance leaves 50%" in caplog.text
+    for same in (("aaaaaa", "bbbbbb"), ("bbbbbb", "aaaaaa")):
+        with pytest.raises(BadData, match=r"data\.permute_seed = 3 changes nothing but names"):
+            check_exchange(split_people(*same), 3)
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (4, 4)], ids=["of sizes of their own", "of one size"])
+def test_people_with_a_conversation_each_have_no_null(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    rows = [
+        {"persona_id": f"p{n}", "dialogue_id": f"talk{n}", "prompt": f"say {n}{i}", "response": f"a{n}{i} b{n}{i} c{n}{i} d{n}{i}"}
+        for n, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DataSettings(source="table", path=str(file), train=1, val=1, test=1)
+    assert len(load(settings).personas) == 2
+    for seed in range(3):
+        with pytest.raises(BadData, match="changes nothing but names"):
+            load(replace(settings, permute_seed=seed))
+
+
+def test_the_rate_says_how_much_is_left_of_who_said_what_and_calls_nothing_personal_only_where_that_is_so() -> None:
+    studies = [("a", outcome()), ("b", outcome())]
+    well = null_rate(studies, [Remainder(0.1, 0.08), Remainder(0.12, 0.08)])
+    assert "in which nothing is personal" in well.sentence
+    assert well.markdown().endswith(
+        "The labels are least permuted in b: 12% of what is trained on is by the person who said what is tested beside it, where "
+        "chance leaves 8%.\n"
+    )
+    assert "in which something still is personal" in null_rate(studies, [Remainder(0.1, 0.08), Remainder(0.4, 0.08)]).sentence
 
 
 def test_a_study_loads_its_people_with_their_dialogues_exchanged_before_they_are_split(seven: Study) -> None:
@@ -151,6 +226,20 @@ def test_a_method_that_beats_unified_and_is_no_champion_is_counted_too() -> None
     assert [record["beats_unified"] for record in rate.records] == [True, False, False]
 
 
+def test_a_study_that_was_compared_without_outcomes_is_compared_again_before_it_counts(seven: Study, stores: Stores) -> None:
+    """A champion that beats unified there counted as none."""
+    prepare_study(seven, stores, LOG)
+    old = MethodScore(
+        method="cluster", mean=0.8, mean_low=0.7, mean_high=0.9, difference=0.05, ci_low=0.04, ci_high=0.06, n_personas=20, n_items=60
+    )
+    unified = replace(old, method="unified", difference=None, ci_low=None, ci_high=None)
+    stores.studies.save_metadata(seven.name, ComparisonSummary("cluster", "Something.", (old, unified)))
+    with pytest.raises(BadData, match=f"clusterlora compare --name {seven.name}"):
+        rate_of([seven.name], stores)
+    stores.studies.save_metadata(seven.name, ComparisonSummary("cluster", "Something.", (replace(old, outcome="better"), unified)))
+    assert "1 show a method to beat unified" in rate_of([seven.name], stores).sentence
+
+
 def test_the_rate_has_an_interval_and_is_called_too_high_only_when_that_says_so() -> None:
     rate = null_rate([*((f"n{i}", outcome()) for i in range(19)), ("n19", outcome(claims=True, refused=False))])
     assert rate.sentence == (
@@ -177,6 +266,7 @@ def test_nulls_of_a_study_run_end_to_end_and_their_rate_is_written_beside_it(sev
     path = write_null_rate(study.name, rate, stores)
     assert path == stores.folder(study.name) / "results" / "null.md"
     assert rate.sentence in path.read_text()
+    assert "The labels are least permuted in small-null-0" in path.read_text()
 
 
 def test_the_command_runs_every_null_prints_the_rate_and_says_which_one_did_not_end(
