@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from clusterlora.comparison.roles import can_win
 from clusterlora.data.permutation import Remainder
-from clusterlora.errors import counted
+from clusterlora.errors import BadData, counted
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.statistics import wilson_interval
 from clusterlora.metadata import ComparisonSummary
@@ -91,5 +91,15 @@ def _shows_a_gain(summary: ComparisonSummary) -> bool:
 
 
 def null_rate(studies: Sequence[tuple[str, ComparisonSummary]], remainders: Sequence[Remainder | None] = ()) -> NullRate:
-    """Return the rate of these studies, each given by name and outcome; there is at least one."""
+    """Return the rate of these studies, each given by name and outcome; there is at least one.
+
+    Raises:
+        BadData: a study was compared without recording whether its methods are better.
+    """
+    for name, summary in studies:
+        if any(score.difference is not None and score.outcome is None for score in summary.scores):
+            raise BadData(
+                f"{name} was compared by a version that recorded differences without their outcomes, so whether a method beats "
+                f"{summary.reference} is not known; compare it again: clusterlora compare --name {name}"
+            )
     return NullRate(tuple(name for name, _ in studies), tuple(summary for _, summary in studies), tuple(remainders))

@@ -12,18 +12,12 @@ from clusterlora.ports.stores import Stores
 
 
 def rate_of(study_names: Sequence[str], stores: Stores) -> NullRate:
-    """Return what these studies claim. Raises BadData for one that was not compared, never begun, or compared without recorded outcomes."""
+    """Return what these studies claim. Raises BadData for one that was not compared, or never begun."""
     begun = {name for name, *_ in stores.studies.studies()}
     outcomes = {name: stores.studies.metadata(name, ComparisonSummary) if name in begun else None for name in study_names}
     lacking = [name for name, outcome in outcomes.items() if outcome is None]
     if lacking:
         raise BadData(f"{lacking[0]} was not compared, so its claims are not known; run the same command again, which goes on with it")
-    for name, outcome in outcomes.items():
-        if outcome is not None and any(score.difference is not None and score.outcome is None for score in outcome.scores):
-            raise BadData(
-                f"{name} was compared by a version that recorded differences without their outcomes, so whether a method beats "
-                f"{outcome.reference} is not known; compare it again: clusterlora compare --name {name}"
-            )
     compared = [(name, outcome) for name, outcome in outcomes.items() if outcome is not None]
     return null_rate(compared, [remainder(stores.studies.dataset(name)) for name, _ in compared])
 

@@ -26,7 +26,6 @@ from clusterlora.requests import PermutationRequest
 from clusterlora.results.null_rate import rate_of, write_null_rate
 from clusterlora.settings import DataSettings, GateSettings, Study
 from clusterlora.stages.compare import compare_study
-from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
 from tests.fixtures.comparison import compared, evaluation
 from tests.fixtures.stages import LOG, run
@@ -226,18 +225,16 @@ def test_a_method_that_beats_unified_and_is_no_champion_is_counted_too() -> None
     assert [record["beats_unified"] for record in rate.records] == [True, False, False]
 
 
-def test_a_study_that_was_compared_without_outcomes_is_compared_again_before_it_counts(seven: Study, stores: Stores) -> None:
+def test_a_study_that_was_compared_without_outcomes_is_compared_again_before_it_counts() -> None:
     """A champion that beats unified there counted as none."""
-    prepare_study(seven, stores, LOG)
     old = MethodScore(
         method="cluster", mean=0.8, mean_low=0.7, mean_high=0.9, difference=0.05, ci_low=0.04, ci_high=0.06, n_personas=20, n_items=60
     )
     unified = replace(old, method="unified", difference=None, ci_low=None, ci_high=None)
-    stores.studies.save_metadata(seven.name, ComparisonSummary("cluster", "Something.", (old, unified)))
-    with pytest.raises(BadData, match=f"clusterlora compare --name {seven.name}"):
-        rate_of([seven.name], stores)
-    stores.studies.save_metadata(seven.name, ComparisonSummary("cluster", "Something.", (replace(old, outcome="better"), unified)))
-    assert "1 show a method to beat unified" in rate_of([seven.name], stores).sentence
+    with pytest.raises(BadData, match="clusterlora compare --name null-02"):
+        null_rate([("null-01", outcome()), ("null-02", ComparisonSummary("cluster", "Something.", (old, unified)))])
+    again = ComparisonSummary("cluster", "Something.", (replace(old, outcome="better"), unified))
+    assert "1 show a method to beat unified" in null_rate([("null-01", outcome()), ("null-02", again)]).sentence
 
 
 def test_the_rate_has_an_interval_and_is_called_too_high_only_when_that_says_so() -> None:
