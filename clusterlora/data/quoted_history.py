@@ -48,17 +48,22 @@ def quoting_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]]:
     n_dialogues = Counter(words for _, words in {(position, words) for position, role, words in texts if role != "assistant"})
     readable = [text for text in texts if text[1] != "assistant" and len(text[2]) >= TELLING and n_dialogues[text[2]] < _INSTRUCTION]
     quotations = list(_quotations(exchanges, readable, frozenset()))
-    if template := _template(asked, {words for _, (_, role, words) in quotations if role == "user"}):
+    if template := _template(texts, {other for _, other in quotations}):
         quotations = _quotations(exchanges, readable, template)
-    yield from ((position, other) for position, (other, _, _) in quotations)
+    yield from quotations
 
 
-def _template(asked: AbstractSet[Words], quoting: AbstractSet[Words]) -> frozenset[str]:
+def _template(texts: Sequence[_Text], quoting: AbstractSet[int]) -> frozenset[str]:
     """Return the words that all user turns have in common, unless a history explains them.
 
-    Where all user turns but one quote an exchange, they have the first question of their one conversation in common.
+    Where all dialogues but one quote another, they have the first question of their one conversation in common, or ask on about it.
     """
-    if len(asked - quoting) <= 1 < len(asked):
+    asked = {words for _, role, words in texts if role == "user"}
+    beginnings: dict[int, list[Words]] = {}
+    for position, role, words in texts:
+        if role == "user" and position not in quoting:
+            beginnings.setdefault(position, []).append(words)
+    if len({tuple(turns) for turns in beginnings.values()}) <= 1 < len(asked):
         return frozenset()
     first, *others = asked or [()]
     return frozenset(first).intersection(*others)
@@ -83,15 +88,14 @@ def _common_ending(distinct: AbstractSet[Words]) -> int:
     )
 
 
-def _quotations(exchanges: Sequence[_Exchange], texts: Sequence[_Text], template: AbstractSet[str]) -> Iterator[tuple[int, _Text]]:
-    """Yield the position of an exchange and a text of another dialogue that quotes it."""
+def _quotations(exchanges: Sequence[_Exchange], texts: Sequence[_Text], template: AbstractSet[str]) -> Iterator[tuple[int, int]]:
+    """Yield the positions of an exchange's dialogue and of another that quotes it in one of the texts."""
     by_answer = _positions(exchanges, template)
     answers = list(by_answer)
     lengths = [sorted({len(ending) for ending in by_answer[answer]}) for answer in answers]
     phrases = Phrases(answers)
     paired: set[tuple[int, Words]] = set()
-    for text in texts:
-        other, _, words = text
+    for other, _, words in texts:
         for start, number in phrases.found_in(words):
             positions_by_ending = by_answer[answers[number]]
             before = {
@@ -102,7 +106,7 @@ def _quotations(exchanges: Sequence[_Exchange], texts: Sequence[_Text], template
                 if (number, ending) in paired:
                     others = [position for position in [next(others, None)] if position is not None]
                 paired.add((number, ending))
-                yield from ((position, text) for position in others)
+                yield from ((position, other) for position in others)
 
 
 def _positions(exchanges: Sequence[_Exchange], template: AbstractSet[str]) -> dict[Words, dict[Words, dict[int, None]]]:

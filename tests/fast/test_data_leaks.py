@@ -434,6 +434,14 @@ def test_the_first_question_of_a_persons_only_conversation_is_no_template_althou
     assert sorted(find_leaks([ann])) == [("ann", "d1"), ("ann", "d2"), ("ann", "d3")]
 
 
+@pytest.mark.parametrize("form", [in_prompt, in_chat_template, in_system])
+def test_a_person_who_asks_on_in_the_same_words_in_the_only_conversation_uses_no_template(form: Any) -> None:
+    talk = (("could you dim the lamp", "ok"), ("could you now dim the lamp again", "ok"), ("could you dim the lamp once more", "ok"))
+    rows = [Dialogue(f"d{i}", tuple(form(talk, i))) for i in range(3)]
+    assert related_groups(rows) == ((0, 1, 2),)
+    assert related_groups([*rows, replace(rows[0], id="again")]) == ((0, 1, 2, 3),)
+
+
 @pytest.mark.parametrize("template", ["Answer like a good butler would: {}", "{} Answer like a good butler would."])
 def test_words_of_a_template_tell_no_conversation(template: str) -> None:
     def rows(*talk: str) -> list[Dialogue]:
