@@ -1,10 +1,12 @@
 """Extracts from an answer the devices of a home that it names, and the parameters that it sets.
 
 A rule-based parser reads devices, parameter names and values in their order, sentence by sentence; numbers must be digits. Devices are
-also on or off. Questions are skipped: "What temperature would you like?" sets nothing.
+also on or off. Questions are skipped: "What temperature would you like?" sets nothing. So are clauses that deny or suppose what they speak
+of ("I haven't turned on the TV", "if the TV is on") and what was before ("the TV was on, so I turned it off").
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,17 +66,47 @@ _DEGREES = range(16, 31)
 
 
 _SWITCHED = r"(?:turn|switch|power|shut)(?:ed|ing|s|ting)?"
-_STATES = rf"(?:{_SWITCHED}|is|are|was|were|be|been|being|now|currently|already|stays?|remains?)"
+_ADVERBS = r"(?:\s+(?:now|currently|already|still|both|all|back|again))*"
+_STATES = (
+    rf"(?:{_SWITCHED}|(?:is|are|be|(?<!had )been|being|stays?|remains?){_ADVERBS}|['’](?:s|re){_ADVERBS}"
+    r"|(?<!was )(?<!were )(?:now|currently|already))"
+)
 _OF_DEVICE = rf"(?=\s+(?:(?!and\b|but\b|then\b|so\b)[\w'-]+\s+){{0,4}}?(?:{'|'.join(_DEVICES.values())})\b)"
-_NO_OBJECT = r"(?=\s*(?:\Z|[.,;:!?)\"'”—–-]|(?:and|at|with|now|for|again|but|in|to|so|as|until|already|too|please|while|when)\b))"
+_NO_OBJECT = (
+    r"(?=\s*(?:\Z|[.,;:!?)|*\"'”—–]|-(?!\w)|(?:and|at|with|now|for|again|but|in|to|so|as|until|already|too|please|while|when|because)\b))"
+)
 """What follows where `on` says that something is switched on: not "on Netflix" or "on the TV"."""
+_MOVED = r"(?:turn|switch|power|shut|keep|kept|leave|leaving|left|put|set)(?:ed|ing|s|ting)?"
 
-_SWITCHES: Mapping[str, Mapping[str, str]] = {
-    "next": {state: rf"{_SWITCHED}\s+{state}\b{_OF_DEVICE}" for state in ("on", "off")},
-    "last": {state: rf"{_STATES}\s+{state}\b{_NO_OBJECT}" for state in ("on", "off")},
-    "adjacent": {state: rf"{state}\b{_NO_OBJECT}" for state in ("on", "off")},
+
+def _pronoun(pronouns: str, subjects: str) -> str:
+    return rf"(?:{_MOVED}\s+(?:{pronouns})(?:\s+(?:both|all|back|to))*|(?:{subjects})(?:\s+|(?=['’])){_STATES})\s+"
+
+
+_SWITCHES: Mapping[str, str] = {
+    "next": rf"{_SWITCHED}\s+(?:on|off)\b{_OF_DEVICE}",
+    "it": rf"{_pronoun('it', 'it')}(?:on|off)\b{_NO_OBJECT}",
+    "them": rf"{_pronoun('them|both|all', 'they|both|all')}(?:on|off)\b{_NO_OBJECT}",
+    "last": rf"{_STATES}\s+(?:on|off)\b{_NO_OBJECT}",
+    "linked": rf"to\s+(?:on|off)\b{_NO_OBJECT}",
+    "adjacent": rf"(?:on|off)\b{_NO_OBJECT}",
 }
-"""How a device is switched: "turned off the TV", "the TV in the den is off", "the TV off"."""
+"""How a device is switched: "turned off the TV", "it is off", "turned them off", "the TV in the den is off", "TV to off", "the TV off"."""
+
+_LINKED = re.compile(r"[\s*_`|:=→>-]{0,6}(?:(?:power|status|state)\b[\s*_`|:=→>-]{0,6})?", re.IGNORECASE)
+"""What may stand between a device and its state in a list: "- **TV**: off", "TV power = on"."""
+
+_DENIED = re.compile(
+    r"\b(?:not(?! (?:only|just|more|less|above|below|over|under)\b)|never|cannot|neither|nor|none|without|unable|fail(?:ed|s)?|forgot|"
+    r"refused?|instead of|rather than|if|unless|whether|except|excluding|besides|other than|apart from|(?:all|everything|anything) but|"
+    r"no(?! (?:problem|worries|doubt|more|less|higher|lower|fewer|matter)\b))\b|n['’]t\b",
+    re.IGNORECASE,
+)
+"""Words by which a clause denies what it speaks of, excepts it, or supposes it."""
+_CLAUSE = re.compile(
+    r"[,;:!?()—–]|\b(?:and|(?<!all )(?<!everything )(?<!anything )but|so|then|because|while|although|though)\b", re.IGNORECASE
+)
+"""What ends a clause, and with it a denial."""
 
 _LISTED = len(", and the ")
 """Characters at most between devices that are switched together."""
@@ -95,7 +127,7 @@ _TOKEN = re.compile(
             _group("device", _DEVICES),
             _group("word", {word: pattern for word, (pattern, _) in _WORDS.items()}),
             _group("name", {name: _SPELLINGS.get(name, name) for name in _OWNERS}),
-            *(_group(kind, pattern_by_state) for kind, pattern_by_state in _SWITCHES.items()),
+            *(_group(kind, {"switch": pattern}) for kind, pattern in _SWITCHES.items()),
         )
     ),
     re.IGNORECASE,
@@ -121,7 +153,7 @@ def actions(text: str) -> Actions:
     parser = _Parser()
     for sentence in _SENTENCE.findall(text):
         if not sentence.rstrip(" \"'»”").endswith("?"):
-            parser.parse([_Token.of(match) for match in _TOKEN.finditer(sentence)])
+            parser.parse(_Sentence(sentence))
     return Actions(frozenset(parser.named) | {device for device, _ in parser.settings}, parser.settings)
 
 
@@ -150,6 +182,8 @@ class _Token:
     @classmethod
     def of(cls, match: re.Match[str]) -> "_Token":
         kind, _, name = str(match.lastgroup).partition("_")
+        if kind in _SWITCHES:
+            name = "on" if match[0].lower().endswith("on") else "off"
         if kind != "number":
             return cls(kind, name, match.start(), match.end())
         return cls(
@@ -168,33 +202,70 @@ def _names_parameter(tokens: Sequence[_Token], index: int, *, after: _Token) -> 
     return index < len(tokens) and tokens[index].name in _NUMERIC and tokens[index].start - after.end <= 1
 
 
+class _Sentence:
+    """A sentence with its tokens, and where its clauses begin and its denials stand."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = [_Token.of(match) for match in _TOKEN.finditer(text)]
+        self._clauses = [0, *(match.end() for match in _CLAUSE.finditer(text))]
+        self._denials = [match.start() for match in _DENIED.finditer(text)]
+
+    def denies(self, start: int, end: int) -> bool:
+        """Return whether a denial stands between two offsets."""
+        return bisect_left(self._denials, start) < bisect_left(self._denials, end)
+
+    def is_denied(self, start: int, end: int) -> bool:
+        """Return whether what stands between two offsets is denied, excepted or only supposed, there or before it in its clause."""
+        return self.denies(self._clauses[bisect_right(self._clauses, start) - 1], end)
+
+    def listed(self, switch: _Token, others: Sequence[_Token]) -> list[_Token]:
+        """Return the first devices of `others`, going away from a switch, that are listed together and not excepted."""
+        listed: list[_Token] = []
+        for token in others:
+            if token.kind == "device":
+                last = listed[-1] if listed else switch
+                start, end = min(last.end, token.end), max(last.start, token.start)
+                if (listed and end - start > _LISTED) or self.denies(start, end):
+                    break
+                listed.append(token)
+            elif listed:
+                break
+        return listed
+
+
 class _Parser:
     """Collects devices and settings over the sentences of one text."""
 
     def __init__(self) -> None:
         self.named: list[str] = []
         self.settings: dict[tuple[str, str], Value] = {}
+        self._latest: list[str] = []
+        """The devices that were listed last, for which pronouns stand."""
 
-    def parse(self, tokens: Sequence[_Token]) -> None:
+    def parse(self, sentence: _Sentence) -> None:
         """Parse one sentence. `pending` is a parameter that was named and has no number yet."""
-        n_before = len(self.named)
+        tokens, n_before = sentence.tokens, len(self.named)
         pending, consumed = None, -1
         for index, token in enumerate(tokens):
             after = [other.name for other in tokens[index + 1 :] if other.kind == "device"]
             if token.kind == "device":
+                is_listed = index > 0 and tokens[index - 1].kind == "device" and token.start - tokens[index - 1].end <= _LISTED
+                self._latest = [*(self._latest if is_listed else ()), token.name]
                 self.named.append(token.name)
                 pending = pending if pending and token.name in _OWNERS[pending] else None
             elif token.kind == "name" and token.name in _NUMERIC and index != consumed:
                 pending = token.name
-            elif token.kind == "word":
+            elif token.kind == "word" and not sentence.is_denied(token.start, token.end):
                 self._set_word(tokens, index, before=self.named[n_before:], after=after)
             elif token.kind in _SWITCHES:
-                self._switch(tokens, index)
+                self._switch(sentence, index)
             elif token.kind == "number":
                 name = "temperature" if token.unit == "°" else pending
                 if name is None and _names_parameter(tokens, index + 1, after=token):
                     name, consumed = tokens[index + 1].name, index + 1
-                if name := name or self._implied_parameter(token, tokens[index - 1] if index else None):
+                name = name or self._implied_parameter(token, tokens[index - 1] if index else None)
+                if name and not sentence.is_denied(token.start, token.end):
                     self._set(_OWNERS[name], token.number, before=self.named[n_before:], after=after)
                 pending = None
 
@@ -206,20 +277,19 @@ class _Parser:
             return None
         return None if device == "ac" and token.number not in _DEGREES else _UNNAMED[device]
 
-    def _switch(self, tokens: Sequence[_Token], index: int) -> None:
-        """Switch the devices that are listed next after a switch, or last before it."""
-        switch = tokens[index]
-        others = tokens[index + 1 :] if switch.kind == "next" else tokens[:index][::-1]
-        if switch.kind == "adjacent" and not (others and others[0].kind == "device" and switch.start - others[0].end <= 1):
-            return
-        start = next((i for i, token in enumerate(others) if token.kind == "device"), len(others))
-        last: _Token | None = None
-        for token in others[start:]:
-            gap = 0 if last is None else max(token.start - last.end, last.start - token.end)
-            if token.kind != "device" or gap > _LISTED:
+    def _switch(self, sentence: _Sentence, index: int) -> None:
+        """Switch the devices that are listed next after a switch or last before it, or for which its pronoun stands."""
+        tokens, switch = sentence.tokens, sentence.tokens[index]
+        start, names = switch.start, self._latest[-1:] if switch.kind == "it" else self._latest
+        if switch.kind not in {"it", "them"}:
+            others = tokens[index + 1 :] if switch.kind == "next" else tokens[:index][::-1]
+            is_apart = switch.kind in {"linked", "adjacent"} and not (others and others[0].kind == "device")
+            if is_apart or (switch.kind == "adjacent" and not _LINKED.fullmatch(sentence.text, others[0].end, switch.start)):
                 return
-            self.settings[token.name, "power"] = switch.name
-            last = token
+            listed = sentence.listed(switch, others)
+            start, names = min(token.start for token in (switch, *listed)), [token.name for token in listed]
+        if not sentence.is_denied(start, switch.end):
+            self.settings.update({(name, "power"): switch.name for name in names})
 
     def _set_word(self, tokens: Sequence[_Token], index: int, *, before: Sequence[str], after: Sequence[str]) -> None:
         """Set a word value. Without its parameter's name next to it, it needs a device in its sentence: "warm" is not always a light."""

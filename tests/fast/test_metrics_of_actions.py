@@ -177,6 +177,84 @@ def test_a_device_that_is_on_is_not_one_that_is_off() -> None:
     assert score("parameter_f1", "I turned off the lights.", "The lights are off.") == 1.0
 
 
+OFF, ON = {("tv", "power"): "off"}, {("tv", "power"): "on"}
+BOTH_OFF = {("tv", "power"): "off", ("lights", "power"): "off"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I haven't turned on the TV yet.",
+        "Don’t turn off the lights and the TV.",
+        "I couldn't turn the TV on.",
+        "I was unable to turn off the TV.",
+        "The AC and the TV have not been switched on yet.",
+        "Neither the TV nor the lights are on.",
+        "No lights are on, and the TV is no longer on.",
+        "Never leave the AC on.",
+        "The TV was on, but I didn't turn it off.",
+        "The TV was off when I came, and the lights had been on.",
+        "Tell me if the TV is off.",
+        "Everything except the TV and the lights is off.",
+        "I turned off everything except the lights.",
+        "All but the lights are off.",
+        "The TV is off-limits.",
+        "The alarm is not armed, and I haven't set the AC to cool mode or the speaker to volume 30.",
+    ],
+)
+def test_what_is_denied_or_excepted_or_was_before_sets_nothing(text: str) -> None:
+    assert actions(text).settings == {}
+    assert score("parameter_f1", text, "I turned off the TV and the lights, and the AC is on.") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't worry, I turned off the TV.", OFF),
+        ("No, the TV is off.", OFF),
+        ("I did not touch the lights and turned off the TV.", OFF),
+        ("I turned off the TV, not the lights.", OFF),
+        ("I turned off the TV rather than the lights.", OFF),
+        ("The speaker isn't loud. The TV is not only off, it stays off.", OFF),
+        ("Set the AC to no more than 22 degrees.", {("ac", "temperature"): 22}),
+    ],
+)
+def test_a_denial_ends_with_its_clause(text: str, expected: Settings) -> None:
+    assert actions(text).settings == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The TV was on, so I turned it off.", OFF),
+        ("I switched the input of the TV to HDMI 1 and turned it on.", {("tv", "input_source"): "hdmi1", **ON}),
+        ("The TV was off. It's on now.", ON),
+        ("The lights and the TV are loud. I turned them both off.", BOTH_OFF),
+        ("The lights were on with the TV on Netflix. They are off now.", {("tv", "input_source"): "netflix", **OFF}),
+        ("I turned it off. The TV is silent.", {}),
+    ],
+)
+def test_a_pronoun_stands_for_what_was_named_last(text: str, expected: Settings) -> None:
+    assert actions(text).settings == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- Lights: off\n- TV: off", BOTH_OFF),
+        ("**Lights:** off, **TV**: off", BOTH_OFF),
+        ("| Lights | off |\n| TV | off |", BOTH_OFF),
+        ("Lights and TV: off", BOTH_OFF),
+        ("TV power = on", ON),
+        ("Set the TV to off.", OFF),
+        ("The TV's off, and the lights are both still off.", BOTH_OFF),
+        ("TV: on the wall, lights: on/off", {}),
+    ],
+)
+def test_a_list_of_devices_and_states_is_read(text: str, expected: Settings) -> None:
+    assert actions(text).settings == expected
+
+
 @pytest.mark.parametrize("metric", ["device_f1", "parameter_f1", "numeric_accuracy"])
 def test_if_the_reference_has_no_actions_only_an_answer_without_actions_scores_1(metric: str) -> None:
     assert score(metric, "To be, or not to be.", "That is the question.") == 1.0
