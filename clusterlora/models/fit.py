@@ -28,8 +28,8 @@ _WORSE, _HARDLY_BETTER = 1.05, 0.9
 """Shares of a uniform guess's loss: above the first a base is worse than guessing, above the second hardly better. A base with random
 weights lies at 1; homelm on anything but its own kind of talk at 1.2 to 1.5; SmolLM2 on English and Chinese at 0.2 to 0.5."""
 _MANY_UNKNOWN, _SOME_UNKNOWN = 0.2, 0.02
-_LITTLE_ENGLISH = 0.05
-"""Share of common English words below which answers are not English."""
+_FEW_KNOWN = 0.7
+"""Share of words in an English model's vocabulary below which answers are not English."""
 _SOME_FOREIGN = 0.1
 """Share of answers in another language that is worth a warning."""
 _LONGEST = 1024
@@ -133,7 +133,7 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
         fix += f", or a headline without embeddings: chrf ({CHRF_SETTINGS}), or nll, for which nothing is generated ({nll_settings})"
     n_tokens = sum(map(len, ids))
     unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / n_tokens if n_tokens and tokenizer.unk_token_id is not None else 0.0
-    spoken = languages(answers)
+    spoken = languages(answers, tokenizer.get_vocab()) if name in ENGLISH else None
     refusals: list[str] = []
     warnings: list[str] = []
     if unknown > _SOME_UNKNOWN:
@@ -141,12 +141,12 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
             f"embedding model {name} does not know {unknown:.0%} of the tokens in a sample of {len(answers)} answers, so different answers "
             f"look alike to it; {fix}"
         )
-    elif name in ENGLISH and spoken.english_words is not None and spoken.english_words < _LITTLE_ENGLISH:
+    elif spoken and spoken.known_words is not None and spoken.known_words < _FEW_KNOWN:
         warnings.append(
-            f"embedding model {name} knows English, and {spoken.english_words:.0%} of the words in a sample of {len(answers)} answers are "
-            f"common English ones, where English has 15 to 25%; {fix}"
+            f"embedding model {name} knows English, and {spoken.known_words:.0%} of the words in a sample of {len(answers)} answers are in "
+            f"its vocabulary, where of English 80 to 100% are; {fix}"
         )
-    elif name in ENGLISH and spoken.n_foreign and spoken.n_foreign >= _SOME_FOREIGN * spoken.n_told:
+    elif spoken and spoken.n_foreign and spoken.n_foreign >= _SOME_FOREIGN * spoken.n_told:
         warnings.append(
             f"embedding model {name} knows English, and {spoken.n_foreign} of a sample of {spoken.n_told} answers that are long enough to "
             f"tell are in another language, in which different answers look alike to it; {fix}"

@@ -1,8 +1,8 @@
-"""Which answers are in another language than English: told by their letters and by the commonest words of each language."""
+"""Which answers are in another language than English: told by letters, each language's commonest words and an English vocabulary."""
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 _ENGLISH = frozenset(
@@ -13,7 +13,7 @@ _ENGLISH = frozenset(
 _FOREIGN = frozenset(
     word
     for words_of_language in (
-        "und ist nicht ich der das ein eine einen sie wir auch sich wie wenn aber noch nur oder nach zum zur sind habe haben wird dass",
+        "und ist nicht ich der das ein eine einen sie wir auch sich wie wenn aber noch nur oder nach auf aus zum zur sind habe haben wird",
         "est une dans que qui je vous nous pas avec elle mais sont cette leur votre notre aux moi toi suis",
         "que una por para como pero esta este muy sus del se te cuando donde todo nada",
         "mas isso muito seu sua das ele isto nos",
@@ -38,12 +38,13 @@ Tagalog, Croatian and Swahili, without words that English or its names have (`di
 
 _LEAST_EVIDENCE = 2
 """Different words of another language that an answer must have: one is a loan or part of a name."""
-_LEAST_WORDS = 6
+_LEAST_WORDS = 4
 """Words from which an answer without words of another language counts as told."""
-_MANY_WORDS = 30
-"""Words of an answer without a common English one that tell of a language that is not listed; of 1,648 such of Shakespeare one has none."""
-_LEAST_PROSE = 50
-"""Words of such answers from which the share of common English ones is told: English has none below 5 % among so many."""
+_LEAST_SMALL = 3
+"""Words that begin with a small letter, and so are no names, from which a vocabulary tells of one answer. Of 6,000 answers of Shakespeare's
+characters 20 have so many of which it lacks half, and no headline, title or confirmation without function words."""
+_LEAST_PROSE = 30
+"""Words of all answers from which the share in a vocabulary is told."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 _CODE = re.compile(r"[{}=<>\[\]|\\^~]|\w\(")
@@ -53,45 +54,50 @@ _CODE = re.compile(r"[{}=<>\[\]|\\^~]|\w\(")
 class Languages:
     """Of answers: how many are in another language than English, among how many that are long enough to tell.
 
-    `english_words` is the share of common English words in those that are no code, 0.16 to 0.23 in English and 0 to 0.02 in ten other
-    languages; None where they have too few words to tell.
+    `known_words` is the share of words in those that are no code that an English vocabulary has, 0.8 and more in English, telegraphic or
+    not, and 0.6 at most in twenty other languages; None where there are too few words to tell.
     """
 
     n_foreign: int
     n_told: int
-    english_words: float | None
+    known_words: float | None
 
 
-def languages(answers: Sequence[str]) -> Languages:
-    """Return what the answers' letters and commonest words tell of their languages."""
-    foreign = [_is_foreign(answer) for answer in answers]
-    words_by_answer = [_WORD.findall(answer.lower()) for answer in answers]
-    n_told = sum(is_foreign or len(said) >= _LEAST_WORDS for is_foreign, said in zip(foreign, words_by_answer, strict=True))
-    prose = [
-        word
-        for answer, said in zip(answers, words_by_answer, strict=True)
-        if len(said) >= _LEAST_WORDS and not _CODE.search(answer)
-        for word in said
-    ]
-    english_words = sum(word in _ENGLISH for word in prose) / len(prose) if len(prose) >= _LEAST_PROSE else None
-    return Languages(sum(foreign), n_told, english_words)
+def languages(answers: Sequence[str], vocabulary: Container[str]) -> Languages:
+    """Return what the answers' letters and words tell of their languages.
 
-
-def _is_foreign(answer: str) -> bool:
-    """Return whether most letters are of no Latin script, more words are another language's than English ones, or none of many is English.
-
-    Other scripts count where a word has two such letters: a formula has single ones. Words with accents count where they begin with a
-    small letter: names have accents in English, too.
+    Args:
+        vocabulary: English words in small letters, such as BERT's 30,000 tokens, which have words and names of other languages, too.
     """
-    words = _WORD.findall(unicodedata.normalize("NFC", answer))
+    foreign = [_is_foreign(answer, vocabulary) for answer in answers]
+    n_told = sum(is_foreign or len(_words(answer)) >= _LEAST_WORDS for is_foreign, answer in zip(foreign, answers, strict=True))
+    prose = [word.lower() for answer in answers if not _CODE.search(answer) for word in _words(answer)]
+    known_words = sum(word in vocabulary for word in prose) / len(prose) if len(prose) >= _LEAST_PROSE else None
+    return Languages(sum(foreign), n_told, known_words)
+
+
+def _is_foreign(answer: str, vocabulary: Container[str]) -> bool:
+    """Return whether most letters are of no Latin script, more words are another language's than English ones, or half are unknown.
+
+    Other scripts count where a word has two such letters: a formula has single ones. Words with accents and unknown ones count where they
+    begin with a small letter: names are foreign in English, too.
+    """
+    words = _words(answer)
     n_other = sum(len(word) for word in words if sum(map(_is_of_another_script, word)) > 1)
     if 2 * n_other > sum(map(len, words)):
         return True
-    of_others = {word.lower() for word in words if word.lower() in _FOREIGN or (len(word) > 1 and word[0].islower() and not word.isascii())}
-    english = {word.lower() for word in words} & _ENGLISH
-    if len(of_others) >= _LEAST_EVIDENCE and len(of_others) > len(english):
+    distinct = {word.lower() for word in words}
+    small = [word.lower() for word in words if word[0].islower()]
+    unknown = [word for word in small if word not in vocabulary]
+    of_others = distinct & _FOREIGN | {word for word in small if len(word) > 1 and not word.isascii()}
+    evidence = len(of_others.union(unknown)) if of_others else 0
+    if evidence >= _LEAST_EVIDENCE and evidence > len(distinct & _ENGLISH):
         return True
-    return len(words) >= _MANY_WORDS and not english and not _CODE.search(answer)
+    return len(small) >= _LEAST_SMALL and 2 * len(unknown) >= len(small) and not _CODE.search(answer)
+
+
+def _words(answer: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFC", answer))
 
 
 def _is_of_another_script(char: str) -> bool:

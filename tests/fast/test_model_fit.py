@@ -1,6 +1,7 @@
 """Before anything is trained a study says whether its models know the language of its people."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSet
 from clusterlora.stages.model_fit import findings
 from clusterlora.stages.persona_signal import signal_of_data
 from clusterlora.stages.prepare import as_prepared, prepare_study
-from tests.fixtures.languages import LANGUAGES
+from tests.fixtures.languages import LANGUAGES, SHORT_ANSWERS
 from tests.fixtures.stages import Notes
 
 ENGLISH = "It is the best that we have, and I was there with you for all of it in number {}."
@@ -139,7 +140,7 @@ def test_data_of_two_languages_are_told_if_the_model_knows_one_of_them(language:
 
 
 def test_a_second_language_counts_from_a_tenth_of_the_answers() -> None:
-    found = languages([*PROSE * 3, *LANGUAGES["German"][:2]])
+    found = languages([*PROSE * 3, *LANGUAGES["German"][:2]], vocabulary=frozenset(" ".join(PROSE).lower().replace(",", "").split()))
     assert (found.n_foreign, found.n_told) == (2, 20)
     (sentence,) = embedding_findings("minilm", [*PROSE * 3, *LANGUAGES["German"][:2]], is_headline=True).warnings
     assert "2 of a sample of 20 answers that are long enough to tell are in another language" in sentence
@@ -166,6 +167,47 @@ def test_english_with_names_and_code_and_answers_too_short_to_tell_say_nothing(a
     assert embedding_findings("minilm", answers, is_headline=True) == Findings()
 
 
+HEADLINES = (
+    "Man Arrested After Shooting at Texas Mall",
+    "Senate Passes Budget Bill After Marathon Session",
+    "5 Ways to Stay Healthy in Winter",
+    "Kim Kardashian Shares First Photo of Baby",
+    "Stocks Fall as Oil Prices Slide Again",
+    "Hillary Clinton Leads Polls in Ohio, Florida",
+    "Apple Unveils New iPhone at San Francisco Event",
+    "Supreme Court Rules on Same-Sex Marriage Case",
+)
+TITLES = (
+    "Deep Residual Learning for Image Recognition",
+    "Generative Adversarial Networks",
+    "Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    "Sequence to Sequence Learning with Neural Networks",
+    "Federated Learning of Deep Networks using Model Averaging",
+    "Human-level Control through Deep Reinforcement Learning",
+    "Auto-Encoding Variational Bayes",
+)
+CONFIRMATIONS = (
+    "Kitchen lights dimmed to twenty percent for movie night.",
+    "Living room television switched on at low volume.",
+    "Security system armed in night mode until morning.",
+    "Bedroom thermostat lowered to eighteen degrees for sleeping.",
+    "Kitchen lights 40 percent, bedroom lights 20 percent, hallway lights off, living room television volume 15, speaker volume 30, "
+    "thermostat 21 degrees, security armed, blinds lowered, fan speed low, oven preheated, kettle boiling, dishwasher started",
+)
+
+
+@pytest.mark.parametrize("answers", [HEADLINES, TITLES, CONFIRMATIONS, CONFIRMATIONS[-1:]], ids=["headlines", "titles", "home", "list"])
+def test_english_without_articles_and_verbs_is_english(answers: Sequence[str]) -> None:
+    assert embedding_findings("minilm", [*answers] * 3, is_headline=True) == Findings()
+
+
+@pytest.mark.parametrize("language", SHORT_ANSWERS)
+@pytest.mark.parametrize("n_english", [0, 6])
+def test_another_language_is_told_by_short_answers(language: str, n_english: int) -> None:
+    (warning_of_language,) = embedding_findings("minilm", [*PROSE[:n_english], *SHORT_ANSWERS[language] * 3], is_headline=True).warnings
+    assert "minilm knows English" in warning_of_language
+
+
 def test_nothing_is_said_of_a_second_language_that_a_multilingual_model_may_know(tmp_path: Path) -> None:
     folder = tmp_path / "multilingual"
     shutil.copytree(minilm_folder(), folder)
@@ -175,7 +217,9 @@ def test_nothing_is_said_of_a_second_language_that_a_multilingual_model_may_know
 def test_another_language_in_latin_letters_and_texts_that_are_too_long_are_told() -> None:
     german = embedding_findings("minilm", texts(GERMAN), is_headline=True)
     assert not german.refusals
-    assert "minilm knows English, and 0% of the words" in german.warnings[0]
+    assert re.search(
+        r"minilm knows English, and [1-6]\d% of the words in a sample of \d+ answers are in its vocabulary", german.warnings[0]
+    )
     long = embedding_findings("minilm", [*texts(ENGLISH), ENGLISH * 40], is_headline=True)
     assert "reads 254 tokens, and 1 of a sample of 9 answers are longer" in long.warnings[0]
 
