@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from clusterlora import private_files
 from clusterlora.errors import BadSettings, ServiceDown
@@ -29,6 +30,10 @@ from deployments.supervise import is_flow_process
 START_SECONDS = 300.0
 """Time limit for the servers to answer: both migrate a fresh database first, which is slow on a busy machine."""
 _PORTS = {"prefect-server": "prefect_port", "mlflow-server": "mlflow_port"}
+
+
+class PortTaken(ServiceDown):
+    """Another program took a server's port after it was found free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,14 @@ def up(
     """
     private_files.make_home(home)
     private_files.make_home(service_specs.results_home())
+    try:
+        return _up(home, workers, host, user, log)
+    except PortTaken as taken:
+        log(f"{taken}; starting at another")
+        return _up(home, workers, host, user, log)
+
+
+def _up(home: Path, workers: int | None, host: str | None, user: str | None, log: Callable[[str], None]) -> LocalServices:
     with _starting(home, log):
         state = services_state.load(home)
         other_users = state.other_users(services_state.this_process())
@@ -295,8 +308,10 @@ def _is_free(port: int) -> bool:
 def _wait(home: Path, servers: tuple[ServiceSpec, ...], running: Mapping[str, Process]) -> None:
     deadline = time.monotonic() + START_SECONDS
     for server in servers:
-        while not _answers(server.health or ""):
-            died = not processes.alive(running[server.name])
+        # Whoever took its port may answer, too.
+        while (died := not processes.alive(running[server.name])) or not _answers(server.health or ""):
+            if died and (port := urlsplit(server.health or "").port) and not _is_free(port):
+                raise PortTaken(f"{server.name} found its port {port} taken by another program")
             if died or time.monotonic() > deadline:
                 log_file = _log_file(home, server.name)
                 failure = "ended right after its start" if died else f"did not answer within {START_SECONDS:.0f} s"

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clusterlora.adapters.weights import weight_files
-from clusterlora.data.lines import RepeatedKey, parsed
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.errors import BadData, ClusterLoraError, printable
+from clusterlora.json_text import RepeatedKey, parsed
 from clusterlora.models.loading import first_line
 from clusterlora.recipe import MOST_ALPHA
 

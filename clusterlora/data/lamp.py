@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clusterlora.data.lines import parsed
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.records import identifier, numbered, words, words_or_number
 from clusterlora.data.rows import rows
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.json_text import parsed
 from clusterlora.settings import DataSettings, Task
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn, digest
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from clusterlora.data.lines import parsed
 from clusterlora.data.records import SPLIT_NAMES
 from clusterlora.errors import BadData
+from clusterlora.json_text import parsed
 from clusterlora.values import Split
 
 _WRAPPERS = ("splits", "clusters", "cluster_map", "assignments", "results", "personas")

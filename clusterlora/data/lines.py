@@ -1,12 +1,12 @@
 """Lines of text and JSON from untrusted files, in bounded memory; unreadable lines become problems with their location."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from clusterlora.data.problems import Problems, SourceLocation
+from clusterlora.json_text import RepeatedKey, parsed
 
 MAX_LINE_BYTES = 8 * 2**20
 """Maximum length of a line; fifty dialogues of a persona take about 100 kB."""
@@ -51,31 +51,6 @@ def _decoded(line: bytes, location: SourceLocation, start: int, problems: Proble
         what = f"byte 0x{line[error.start]:02x} at byte {error.start} of the line ({start + error.start} of the file) is not UTF-8"
         problems.add(location, "encoding", what, "save the whole file as UTF-8")
         return None
-
-
-class RepeatedKey(ValueError):
-    """A key stands twice in one JSON object, of whose values Python would keep the last."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"{key!r} stands twice in an object; keep one of the two")
-        self.key = key
-
-
-def parsed(text: str | bytes) -> Any:
-    """Return the content of a JSON text from outside.
-
-    Raises:
-        ValueError: it is no JSON, or (RepeatedKey) an object has a key twice.
-        RecursionError: its brackets are nested too deeply.
-    """
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise RepeatedKey(next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1))
-    return found
 
 
 def json_records(path: Path, problems: Problems) -> Iterator[tuple[SourceLocation, dict[str, Any] | None]]:

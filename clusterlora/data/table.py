@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clusterlora.data.lines import RepeatedKey, parsed
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.records import SPLIT_NAMES, identifier, numbered, turns, unread_fields, words, words_or_number
 from clusterlora.data.rows import every_row_has_all_columns, header, known_rows, rows
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings, printable
+from clusterlora.json_text import RepeatedKey, parsed
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn, digest
 

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clusterlora.data.lines import RepeatedKey, parsed
 from clusterlora.errors import BadSettings, ModelUnavailable, printable
+from clusterlora.json_text import RepeatedKey, parsed
 from clusterlora.models.weights import loaded_files, weight_files
 from clusterlora.settings import LEAST_ANSWER, LEAST_LENGTH, DeviceMap
 

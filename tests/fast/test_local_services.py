@@ -7,16 +7,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from prefect.client.orchestration import SyncPrefectClient
 
+from clusterlora import private_files
 from clusterlora.cli import cli
 from clusterlora.errors import BadSettings, ServiceDown
-from deployments import fork_server, local_services, passwords, processes, run, service_specs
+from deployments import fork_server, local_services, passwords, processes, run, service_specs, services_state
 from deployments.processes import Process
 from deployments.service_specs import Addresses
 
@@ -321,6 +324,37 @@ def test_up_restarts_dead_processes_keeps_running_ones_and_avoids_used_ports(tmp
     assert set(stopped) == {"prefect-server", "mlflow-server", "worker-gpu"}
     assert local_services.status(tmp_path) is None
     assert local_services.dead_processes(tmp_path) == ()
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("small_servers")
+@pytest.mark.parametrize("server", ["prefect-server", "mlflow-server"])
+def test_a_port_that_is_taken_between_check_and_start_is_given_up_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    """Whoever took it answers as a server does."""
+    first = Addresses(service_specs.free_port(), service_specs.free_port())
+    port = first.prefect_port if server == "prefect-server" else first.mlflow_port
+    services_state.ServicesState(first).save(private_files.make_folder(tmp_path / "stack"))
+    was_free, thieves, lines = local_services._is_free, list[ThreadingHTTPServer](), list[str]()  # pyright: ignore[reportPrivateUsage]
+
+    def take_it(asked: int) -> bool:
+        free = was_free(asked)
+        if free and asked == port:
+            thieves.append(ThreadingHTTPServer(("127.0.0.1", port), SimpleHTTPRequestHandler))
+            Thread(target=thieves[0].serve_forever, daemon=True).start()
+        return free
+
+    monkeypatch.setattr(local_services, "_is_free", take_it)
+    try:
+        services = local_services.up(tmp_path / "stack", log=lines.append)
+        assert port not in (services.addresses.prefect_port, services.addresses.mlflow_port)
+        assert f"{server} found its port {port} taken by another program; starting at another" in lines
+        assert local_services.dead_processes(tmp_path / "stack") == ()
+    finally:
+        local_services.down(tmp_path / "stack")
+        thieves[0].shutdown()
+        thieves[0].server_close()
 
 
 def test_a_folder_in_the_place_of_the_state_is_damage(tmp_path: Path) -> None:
