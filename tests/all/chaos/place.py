@@ -288,6 +288,11 @@ class ColdStackPlace(StackPlace):
             self.cli("down")
         return super().launch(study, seed, slow=slow, more=more)
 
+    def findings(self, study: str, *, repair: bool) -> list[dict[str, Any]]:
+        # The study that started the servers has stopped them.
+        self.cli("up", "--workers", "2")
+        return super().findings(study, repair=repair)
+
 
 _PROGRAM = [sys.executable, "-c", "from tests.all.chaos.sabotage import main; raise SystemExit(main())"]
 _ADDRESSES = ("CLUSTERLORA_", "PREFECT_", "MLFLOW_")
