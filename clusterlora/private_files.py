@@ -28,9 +28,11 @@ def make_home(path: Path) -> Path:
     """
     if path.is_dir() and (status := path.stat()).st_uid == os.geteuid():
         mode, names = stat.S_IMODE(status.st_mode), {entry.name for entry in path.iterdir()}
-        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not mode & (stat.S_IWGRP | stat.S_IWOTH) and names and not names & set(_OWN):
+        # A new disk and a new user's folder have these.
+        others = sorted(name for name in names if not name.startswith(".") and name != "lost+found")
+        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not mode & (stat.S_IWGRP | stat.S_IWOTH) and others and not names & set(_OWN):
             raise BadSettings(
-                f"{path} is open to other users (mode {mode:o}) and holds other things, such as {printable(min(names))}, so it is not "
+                f"{path} is open to other users (mode {mode:o}) and holds other things, such as {printable(others[0])}, so it is not "
                 f"closed; give results a folder of their own, or close it: chmod 700 {path}"
             )
     return make_folder(path)

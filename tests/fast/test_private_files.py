@@ -123,7 +123,11 @@ def test_results_are_closed_to_other_users_without_servers_too_and_that_is_said_
 
 def test_a_folder_that_holds_other_things_is_refused_rather_than_closed_to_those_who_use_it(tmp_path: Path) -> None:
     site = tmp_path / "site"
-    (site / "web").mkdir(parents=True)
+    (site / "lost+found").mkdir(parents=True)
+    (site / ".profile").touch()
+    site.chmod(0o755)
+    assert mode(private_files.make_home(site)) == 0o700, "a new disk, or a new user's folder"
+    (site / "web").mkdir()
     site.chmod(0o755)
     for use in (
         lambda: from_environment({"CLUSTERLORA_HOME": str(site)}),
@@ -133,7 +137,7 @@ def test_a_folder_that_holds_other_things_is_refused_rather_than_closed_to_those
         with pytest.raises(BadSettings, match=rf"{site} is open to other users \(mode 755\) and holds other things, such as web, so"):
             use()
     assert mode(site) == 0o755
-    assert [entry.name for entry in site.iterdir()] == ["web"]
+    assert {entry.name for entry in site.iterdir()} == {"lost+found", ".profile", "web"}
     site.chmod(0o700)
     assert from_environment({"CLUSTERLORA_HOME": str(site)}).studies.studies() == ()
     site.chmod(0o755)
