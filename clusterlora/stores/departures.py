@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadSettings
+from clusterlora.private_files import make_home
 from clusterlora.pseudonyms import KEY_FILE
 from clusterlora.stores.json_codec import from_json, to_json
 
@@ -78,7 +79,7 @@ def manifest_sha256(file: Path) -> str | None:
 
 def note_backup(folder: Path, backup: KnownBackup) -> None:
     """Remember a backup in a folder."""
-    write_durably(folder / f"{backup.manifest_sha256[:16]}.json", to_json(backup).encode(), mode=0o600)
+    _write(folder, f"{backup.manifest_sha256[:16]}.json", to_json(backup).encode())
 
 
 def known_backups(folder: Path) -> tuple[KnownBackup, ...]:
@@ -103,7 +104,7 @@ def keep_key(home: Path, folder: Path) -> None:
     """Keep an installation's key in a folder outside of its results: backups of earlier versions have none."""
     key = home / KEY_FILE
     if key.is_file():
-        write_durably(folder / f"{installation(home)}.key", key.read_bytes(), mode=0o600)
+        _write(folder, f"{installation(home)}.key", key.read_bytes())
 
 
 def give_key(home: Path, folder: Path) -> None:
@@ -126,7 +127,7 @@ def give_key(home: Path, folder: Path) -> None:
 def note_departure(folder: Path, departure: Departure) -> None:
     """Remember in a folder that somebody left."""
     name = f"{departure.person[:32]}-{hashlib.sha256(to_json(departure).encode()).hexdigest()[:16]}.json"
-    write_durably(folder / name, to_json(departure).encode(), mode=0o600)
+    _write(folder, name, to_json(departure).encode())
 
 
 def departures(folder: Path) -> tuple[Departure, ...]:
@@ -151,3 +152,9 @@ def refuse_unforgotten(home: Path) -> None:
             f"{home} was restored from a backup that has people who left since; forget them again first: clusterlora persona forget "
             "--restored"
         )
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    # It may be the first that is written into the folder of the servers.
+    make_home(folder.parent)
+    write_durably(folder / name, content, mode=0o600)
