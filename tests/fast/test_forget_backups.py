@@ -6,6 +6,7 @@ The studies have compared nothing yet, so nothing is trained.
 import io
 import json
 import shutil
+import stat
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ import pytest
 from clusterlora.cli import main
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.ports.stores import Stores
+from clusterlora.private_files import make_home
 from clusterlora.pseudonyms import KEY_FILE, pseudonym
 from clusterlora.settings import Study
 from clusterlora.stages.forget import backups_with, certificates
 from clusterlora.stages.forgotten import UNFINISHED
 from clusterlora.stages.prepare import prepare_study
-from clusterlora.stores.departures import BACKUPS, DEPARTED, DEPARTED_OUTSIDE, TO_FORGET, known_backups
+from clusterlora.stores.departures import BACKUPS, DEPARTED, DEPARTED_OUTSIDE, TO_FORGET, KnownBackup, known_backups, note_backup
 from clusterlora.values import Attempt
 from clusterlora.wiring import from_environment, registry_from_environment
 from deployments.backup import Place, back_up
@@ -105,6 +107,21 @@ def test_a_file_in_the_place_of_a_backup_and_backups_of_other_people_and_studies
     assert backups_with(pseudonym(place.results, "nobody"), (), stores) == ()
     assert leave(stores, services=place.services, remove_backups=True).backups == ()
     assert (tmp_path / "monday.tar").read_text() == "something else"
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "other things"])
+def test_what_is_remembered_in_the_servers_folder_is_private_and_it_stays_usable_for_them(there: str, tmp_path: Path) -> None:
+    services = tmp_path / "servers"
+    if there != "nothing":
+        services.mkdir(mode=0o755)
+    if there == "other things":
+        (services / "photos").mkdir()
+    note_backup(services / "backups", KnownBackup("monday.tar", "a" * 64, "2026-01-05T00:00:00", people=(), installation="b" * 64))
+    assert stat.S_IMODE((services / "backups").stat().st_mode) == 0o700
+    if there == "other things":
+        assert stat.S_IMODE(services.stat().st_mode) == 0o755, "others may need what is in it"
+    else:
+        assert make_home(services) == services
 
 
 def test_a_restored_backup_is_used_by_nothing_until_who_left_since_is_forgotten_again(
