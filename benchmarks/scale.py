@@ -123,6 +123,16 @@ def _totals(studies: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         markdown_table(("people", "minutes", "most GB"), rows, right=(True, True, True)),
         "",
+        *(line for study in known if "killed_after" in study for line in _killed(study)),
+    ]
+
+
+def _killed(study: Mapping[str, Any]) -> list[str]:
+    people, minutes = f"{study['people']:,}", f"{study['killed_after']:.0f}"
+    return [
+        f"{minutes} minutes into the study of {people} people the workers that train, and a run that trained, were killed with SIGKILL.",
+        "Nobody did anything: other workers were started, and the run was tried again. The minutes are with what this cost.",
+        "",
     ]
 
 

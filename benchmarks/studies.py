@@ -1,7 +1,7 @@
 """Cost of finished studies, and how it grows with people: `python -m benchmarks.studies NAME=URL ... --memory NAME=LOG ... --out docs`.
 
-Run the studies before, one after another on a quiet machine, with the same settings but for the number of people, each under
-`benchmarks.memory`. They replace those in scale.json, and scale.md is written again.
+Run the studies before, one after another on a quiet machine, each under `benchmarks.memory`: docs/scale.toml has their settings and
+the command. They replace those in scale.json, and scale.md is written again.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import peak
+from benchmarks.memory import killed_after, peak
 from benchmarks.scale import page
 from clusterlora.durable import write_durably
 from clusterlora.metadata import Provenance
@@ -29,6 +29,7 @@ def measured(name: str, url: str, memory: Path | None) -> dict[str, Any]:
         "revision": made_from.git_revision,
         "seconds": {phase: round(seconds, 2) for phase, seconds in seconds_by_phase(studies.seconds(name)).items()},
         **({"most_gb": round(peak(memory)[0], 2), "minutes": round(peak(memory)[1], 1)} if memory else {}),
+        **({"killed_after": round(minutes, 1)} if memory and (minutes := killed_after(memory)) else {}),
     }
 
 
