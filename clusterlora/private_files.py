@@ -18,6 +18,8 @@ UMASK = 0o077
 
 _OWN = ("clusterlora.db", ".adapters", ".outbox", "stack.json", "passwords.json")
 """What a folder of results or of servers holds, one of these at least."""
+_NOT_OTHERS = ("lost+found", "backups", "departed")
+"""What a new disk has, and what a backup and people who leave write into the servers' folder, which may be before the servers do."""
 
 
 def make_home(path: Path) -> Path:
@@ -27,15 +29,20 @@ def make_home(path: Path) -> Path:
         BadSettings: as `make_folder`, or it is open to other users and holds what is not of this program, which they may need.
     """
     if path.is_dir() and (status := path.stat()).st_uid == os.geteuid():
-        mode, names = stat.S_IMODE(status.st_mode), {entry.name for entry in path.iterdir()}
-        # A new disk and a new user's folder have these.
-        others = sorted(name for name in names if not name.startswith(".") and name != "lost+found")
-        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not mode & (stat.S_IWGRP | stat.S_IWOTH) and others and not names & set(_OWN):
+        mode, other = stat.S_IMODE(status.st_mode), holds_others(path)
+        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not mode & (stat.S_IWGRP | stat.S_IWOTH) and other:
             raise BadSettings(
-                f"{path} is open to other users (mode {mode:o}) and holds other things, such as {printable(others[0])}, so it is not "
+                f"{path} is open to other users (mode {mode:o}) and holds other things, such as {printable(other)}, so it is not "
                 f"closed; give results a folder of their own, or close it: chmod 700 {path}"
             )
     return make_folder(path)
+
+
+def holds_others(path: Path) -> str | None:
+    """Return the first thing in a folder that is not of this program; None where there is none, or where the folder is this program's."""
+    names = {entry.name for entry in path.iterdir()}
+    others = sorted(name for name in names if not name.startswith(".") and name not in _NOT_OTHERS)
+    return others[0] if others and not names & set(_OWN) else None
 
 
 def make_folder(path: Path) -> Path:

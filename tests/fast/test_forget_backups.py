@@ -22,7 +22,17 @@ from clusterlora.settings import Study
 from clusterlora.stages.forget import backups_with, certificates
 from clusterlora.stages.forgotten import UNFINISHED
 from clusterlora.stages.prepare import prepare_study
-from clusterlora.stores.departures import BACKUPS, DEPARTED, DEPARTED_OUTSIDE, TO_FORGET, KnownBackup, known_backups, note_backup
+from clusterlora.stores.departures import (
+    BACKUPS,
+    BACKUPS_OUTSIDE,
+    DEPARTED,
+    DEPARTED_OUTSIDE,
+    TO_FORGET,
+    KnownBackup,
+    keep_key,
+    known_backups,
+    note_backup,
+)
 from clusterlora.values import Attempt
 from clusterlora.wiring import from_environment, registry_from_environment
 from deployments.backup import Place, back_up
@@ -109,18 +119,22 @@ def test_a_file_in_the_place_of_a_backup_and_backups_of_other_people_and_studies
     assert (tmp_path / "monday.tar").read_text() == "something else"
 
 
-@pytest.mark.parametrize("there", ["nothing", "an empty folder", "other things"])
-def test_what_is_remembered_in_the_servers_folder_is_private_and_it_stays_usable_for_them(there: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [None, "", "lost+found", ".DS_Store", "earlier", "photos"])
+def test_what_is_remembered_in_the_servers_folder_is_private_and_it_stays_usable_for_them(there: str | None, tmp_path: Path) -> None:
     services = tmp_path / "servers"
-    if there != "nothing":
-        services.mkdir(mode=0o755)
-    if there == "other things":
-        (services / "photos").mkdir()
-    note_backup(services / "backups", KnownBackup("monday.tar", "a" * 64, "2026-01-05T00:00:00", people=(), installation="b" * 64))
-    assert stat.S_IMODE((services / "backups").stat().st_mode) == 0o700
-    if there == "other things":
-        assert stat.S_IMODE(services.stat().st_mode) == 0o755, "others may need what is in it"
+    if there is not None:
+        (services / there).mkdir(parents=True)
+    if there == "earlier":
+        # As an earlier version left it, which did not close what it made.
+        (services / there).rename(services / BACKUPS_OUTSIDE)
+    note_backup(services / BACKUPS_OUTSIDE, KnownBackup("monday.tar", "a" * 64, "2026-01-05T00:00:00", people=(), installation="b" * 64))
+    (tmp_path / KEY_FILE).write_bytes(b"key")
+    keep_key(tmp_path, services / DEPARTED_OUTSIDE)
+    assert stat.S_IMODE((services / BACKUPS_OUTSIDE).stat().st_mode) == 0o700
+    if there == "photos":
+        assert stat.S_IMODE(services.stat().st_mode) & 0o055, "others may need what is in it"
     else:
+        assert stat.S_IMODE(services.stat().st_mode) == 0o700
         assert make_home(services) == services
 
 
