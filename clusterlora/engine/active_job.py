@@ -12,6 +12,8 @@ from clusterlora.engine.slot_adamw import SlotStep
 
 CHECKPOINT_SECONDS = 20.0
 """An epoch ends with a checkpoint if the adapter's last one is older than this; repeating a short job is cheaper than checkpointing it."""
+LONG_EPOCH_SECONDS = 60.0
+"""In the middle of an epoch a checkpoint is due when the last one is older than this."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Checkpoints at epoch ends: weights, both of AdamW's moments, the losses so far, and the best epoch's weights."""
+"""Checkpoints after an epoch, or within a long one: weights, both of AdamW's moments, the losses so far, and the best epoch's weights."""
 
 import json
 import logging
@@ -20,7 +20,10 @@ _FILE = "checkpoint.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of a training. Tensors are named `<layer>.lora_A.weight` and `.lora_B.weight`; `best` is empty without val losses."""
+    """The state of a training after as many steps as it has losses.
+
+    Tensors are named `<layer>.lora_A.weight` and `.lora_B.weight`; `best` is empty without val losses.
+    """
 
     weights: Mapping[str, torch.Tensor]
     first_moments: Mapping[str, torch.Tensor]

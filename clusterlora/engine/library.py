@@ -44,8 +44,8 @@ def train_adapters(
     """Train adapters on one frozen base and return them in the order of the jobs, each written as a PEFT folder.
 
     Jobs that can share slots are trained in one pass, each as if it were alone; those of other kinds follow one after another. Called again
-    with the same folder after an interruption, it trains what is missing: finished adapters are taken over, others resume after the last
-    epoch that was checkpointed (at most 20 seconds of work and one epoch are repeated).
+    with the same folder after an interruption, it trains what is missing: finished adapters are taken over, others resume after the step of
+    their last checkpoint (about a minute of work is repeated, and of kinds that train one after another, an epoch).
 
     Args:
         base: a transformers model, afterwards as it was before; or the name, folder or hub id of one.

@@ -37,7 +37,7 @@ def train(
 ) -> Iterator[TrainingResult]:
     """Train adapters one by one and yield each as soon as it is finished.
 
-    A job resumes after its last finished epoch.
+    A job resumes after its last finished epoch, or in the epoch in which another engine's checkpoint left it.
 
     Args:
         halve_micro_batch: when an allocation fails, go on from the checkpoint with half the micro-batch.
@@ -78,7 +78,7 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, report: S
             # Dropout is reseeded per epoch, so a resumed epoch equals one that was not interrupted.
             with torch.random.fork_rng():
                 torch.manual_seed(recipe.seed * 1_000_003 + epoch)
-                for batch in batches(job, epoch):
+                for batch in batches(job, epoch)[len(losses) - epoch * job.steps_per_epoch :]:
                     rate = learning_rate(recipe, len(losses), job.total_steps)
                     losses.append(_step(model, optimiser, job, batch, rate=rate, micro_batch=micro_batch, pad_id=base.pad_id))
                     if not math.isfinite(losses[-1]):

@@ -30,8 +30,8 @@ def train(
 ) -> Iterator[TrainingResult]:
     """Train adapters together and yield each as soon as it is finished.
 
-    A job resumes after its last checkpointed epoch. A `micro_batch` below the recipe's batch size reduces the token budget of a chunk in
-    proportion and changes no result. All jobs must share slots: `AdapterKind.slot_group` returns the same for each.
+    A job resumes after the step of its last checkpoint. A `micro_batch` below the recipe's batch size reduces the token budget of a
+    chunk in proportion and changes no result. All jobs must share slots: `AdapterKind.slot_group` returns the same for each.
 
     Args:
         halve_micro_batch: when an allocation fails, go on from the checkpoints with half the micro-batch.
@@ -68,7 +68,7 @@ def train(
                     if not adapter.has_diverged:
                         report.stepped(adapter.job, batch, losses[adapter])
 
-                # The end of an epoch: with patience the val loss says which weights to keep, and a checkpoint may be due.
+                # The end of an epoch: with patience the val loss says which weights to keep.
                 ended = [adapter for adapter in batches if adapter.is_at_epoch_end and not adapter.has_diverged]
                 validated = {adapter: adapter.job.val for adapter in ended if adapter.job.recipe.patience}
                 for adapter, val_loss in passes.forward(validated).items():
@@ -78,6 +78,7 @@ def train(
                         slots.write_checkpoint(adapter)
                     if on_epoch is not None and not adapter.is_finished:
                         slots.show(adapter, on_epoch)
+                slots.write_checkpoint_within_epoch(batches)
                 for adapter, result in slots.finish([adapter for adapter in active if adapter.is_finished]):
                     active.remove(adapter)
                     unfinished.remove(adapter.job)

@@ -6,7 +6,7 @@ legend   K number of slots, n parameters of an adapter
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clusterlora.engine import checkpoint
+from clusterlora.engine import active_job, checkpoint
 from clusterlora.engine.active_job import ActiveJob
 from clusterlora.engine.backends import Backend
 from clusterlora.engine.base import BaseModel
@@ -38,6 +38,10 @@ SLOT_BYTES_PER_PARAMETER = 4 * 5
 """Parameters, gradients and two moments in float32, and clipped gradients or, for kernels, a copy of the parameters in the base's dtype."""
 _WRITERS = 8
 """Threads that write adapters."""
+_WRITING_SHARE = 0.02
+"""Share of the time that checkpoints in the middle of epochs may take."""
+_LOOK_SECONDS = 1.0
+"""How often it is asked whether one of them is due: a step of hundreds of adapters may take milliseconds."""
 _SLOT_SHARE = 0.25
 """Share of the free memory that slots may take."""
 
@@ -61,6 +65,8 @@ class TrainingSlots:
         self._initial_rows: dict[tuple[int, int], Tensor] = {}
         """The last one drawn, by rank and seed."""
         self._configs: dict[Recipe, PeftConfig] = {}
+        self._next_look = 0.0
+        """When a checkpoint in the middle of an epoch may be written again, on the clock of `time.monotonic`."""
 
     def __len__(self) -> int:
         return len(self.stack.parameters)
@@ -120,6 +126,23 @@ class TrainingSlots:
         state = checkpoint.Checkpoint(weights, moments[0], moments[1], tuple(active.losses), tuple(active.val_losses), best)
         checkpoint.write(active.job, state)
         active.saved = time.monotonic()
+
+    def write_checkpoint_within_epoch(self, trained: Iterable[ActiveJob]) -> None:
+        """Write the checkpoint of the adapter whose last one is oldest, if that is due. So a crash costs a minute of a long epoch.
+
+        One at a time: those of hundreds of adapters would hold up their training.
+        """
+        began = time.monotonic()
+        if began < self._next_look:
+            return
+        unfinished = (one for one in trained if not one.is_finished)
+        oldest = min(unfinished, key=lambda one: one.saved, default=None)
+        if oldest is None or began - oldest.saved <= active_job.LONG_EPOCH_SECONDS:
+            self._next_look = began + _LOOK_SECONDS
+            return
+        self.write_checkpoint(oldest)
+        ended = time.monotonic()
+        self._next_look = ended + (ended - began) / _WRITING_SHARE
 
     def show(self, active: ActiveJob, on_epoch: OnEpoch) -> None:
         """Call a function with an adapter that goes on after this epoch, while the model is as it was before training."""

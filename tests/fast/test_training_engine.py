@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from weakref import ref
 
@@ -225,10 +226,14 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
 
 
 @pytest.mark.whole
+@pytest.mark.parametrize("engine", [training_loop, reference])
+@pytest.mark.parametrize("within_epochs", [False, True])
 def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
-    base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within_epochs: bool, engine: ModuleType
 ) -> None:
-    monkeypatch.setattr(active_job, "CHECKPOINT_SECONDS", -1.0)
+    # Since ever due, and written after every step if they may take all of the time.
+    monkeypatch.setattr(active_job, "LONG_EPOCH_SECONDS" if within_epochs else "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_slots, "_WRITING_SHARE", 1e9)
     expected = together(base64, unequal_jobs(base64, tmp_path / "whole"))
 
     class DiesAfter(SilentLog):
@@ -242,8 +247,10 @@ def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
     jobs = unequal_jobs(base64, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         list(training_loop.train(base64, jobs, micro_batch=2, run_log=DiesAfter()))
-    assert any(checkpoint.read(j) is not None for j in jobs), "without a checkpoint resuming would prove nothing"
-    resumed = together(base64, jobs)
+    left = [(state, j) for j in jobs if (state := checkpoint.read(j)) is not None]
+    assert any(bool(len(state.losses) % j.steps_per_epoch) == within_epochs for state, j in left), "resuming would prove nothing"
+    resumed = {r.job.name: r for r in engine.train(base64, jobs, micro_batch=2, run_log=SilentLog())}
+    assert all(result.losses == pytest.approx(expected[name].losses, rel=1e-9) for name, result in resumed.items())
     assert all(difference(result, expected[name]) < 1e-9 for name, result in resumed.items())
 
 
