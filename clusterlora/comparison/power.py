@@ -146,13 +146,15 @@ def study_power(
 def expected_clusters(settings: ClusteringSettings, n_personas: int) -> tuple[tuple[int, ...], ...]:
     """Return how many people each cluster will have, as `study_power` takes it: where sizes are not given, as equal as can be.
 
-    Where their number is chosen from the data, that is so of the fewest that there may be, and of the most.
+    Where their number is chosen from the data, that is so of the fewest that there may be, and of the most; so few people that all are in
+    one cluster have none of this.
     """
     if settings.sizes is not None and sum(settings.sizes) == n_personas:
         return (settings.sizes,)
     k = settings.k or len(settings.sizes or ())
-    numbers = [k] if k else sorted({2, min(LARGEST_K, n_personas // settings.min_size)})
-    return tuple(tuple((n_personas + i) // n for i in range(n)) for n in numbers if 2 <= n <= n_personas)
+    most = k or min(LARGEST_K, n_personas // settings.min_size)
+    numbers = {k or 2, most} if 2 <= most <= n_personas else set[int]()
+    return tuple(tuple((n_personas + i) // n for i in range(n)) for n in sorted(numbers))
 
 
 @lru_cache(maxsize=32)

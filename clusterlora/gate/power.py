@@ -231,7 +231,7 @@ def _simulated(spread: _Spread, group: _Spread, settings: GateSettings, rng: np.
         ladder_false_pass=by_luck,
         worth=with_gain / (with_gain + by_luck) if with_gain + by_luck else None,
         gain_variance=spread.gain_variance,
-        n_in_group=len(group.n_items),
+        n_in_group=len(group.n_items) if any(np.isfinite(one).any() for one in needed) else 0,
     )
 
 

@@ -23,8 +23,8 @@ _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "p
 """What transformers calls a table of absolute positions."""
 _COUNTS_FROM_PADDING = "create_position_ids_from_inputs_embeds"
 """The method of embeddings of RoBERTa's kind, whose positions begin after the padding token's id."""
-_CONSTANTS = (".masked_bias", ".attn.bias", ".attention.bias", ".inv_freq")
-"""How names end under which older checkpoints hold what is computed: masks and frequencies."""
+_CONSTANTS = (".masked_bias", ".attn.bias", ".attention.bias", ".inv_freq", ".position_ids", ".token_type_ids")
+"""How names end under which older checkpoints hold what is computed: masks, frequencies and counts."""
 _INSERTED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 """Special tokens that a tokenizer puts into any text."""
 _ONE_AT_A_TIME = Lock()

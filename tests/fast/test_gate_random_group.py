@@ -107,6 +107,12 @@ def test_the_power_of_a_gate_that_asks_the_group_is_that_of_the_gate_itself(spre
     assert "random group" not in alone.sentence
 
 
+def test_a_random_group_that_cannot_be_asked_is_not_spoken_of() -> None:
+    power = measured_power(gains_of(16, 0.03), ASKED, np.random.default_rng(0), group_gains=gains_of(1, 0.03))
+    assert power == measured_power(gains_of(16, 0.03), ASKED, np.random.default_rng(0))
+    assert "random group" not in power.sentence
+
+
 @pytest.mark.whole
 def test_the_interval_is_welchs_and_what_it_is_said_to_show_it_shows_four_times_in_five() -> None:
     rng = np.random.default_rng(3)

@@ -228,7 +228,9 @@ def both(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
         without("pooler."),
         renamed(lambda name: f"bert.{name}"),
         renamed(lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")),
-        more_weights(embeddings__position_ids=(1, 64), cls__predictions__bias=(12,), classifier__weight=(2, 8)),
+        more_weights(
+            embeddings__position_ids=(1, 64), embeddings__token_type_ids=(1, 64), cls__predictions__bias=(12,), classifier__weight=(2, 8)
+        ),
         in_a_folder_of_its_own,
         special_token,
     ],

@@ -166,7 +166,10 @@ def test_a_claim_takes_no_more_where_no_adapters_are_shared_or_clusters_are_many
         (ClusteringSettings(k=3), 2, ()),
         (ClusteringSettings(), 12, ((6, 6), (3, 3, 3, 3))),
         (ClusteringSettings(), 120, ((60, 60), (10,) * 12)),
-        (ClusteringSettings(), 5, ((2, 3),)),
+        (ClusteringSettings(), 6, ((3, 3),)),
+        # Smallest clusters that leave one cluster.
+        (ClusteringSettings(), 5, ()),
+        (ClusteringSettings(min_size=30), 40, ()),
         (ClusteringSettings(), 1, ()),
     ],
 )
