@@ -144,12 +144,13 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
     elif spoken and spoken.known_words is not None and spoken.known_words < _FEW_KNOWN:
         warnings.append(
             f"embedding model {name} knows English, and {spoken.known_words:.0%} of the words in a sample of {len(answers)} answers are in "
-            f"its vocabulary, where of English 80 to 100% are; {fix}"
+            f"its vocabulary, where of English prose 80 to 100% are; if they are not a trade's own words but another language, {fix}"
         )
     elif spoken and spoken.n_foreign and spoken.n_foreign >= _SOME_FOREIGN * spoken.n_told:
         warnings.append(
             f"embedding model {name} knows English, and {spoken.n_foreign} of a sample of {spoken.n_told} answers that are long enough to "
-            f"tell are in another language, in which different answers look alike to it; {fix}"
+            "tell look like another language, by their words and those that English does not have; where they are, different answers look "
+            f"alike to it: {fix}"
         )
     if limit is not None and (n_too_long := sum(len(row) > limit - ADDED_TOKENS for row in ids)):
         warnings.append(

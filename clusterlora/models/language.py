@@ -54,8 +54,9 @@ _CODE = re.compile(r"[{}=<>\[\]|\\^~]|\w\(")
 class Languages:
     """Of answers: how many are in another language than English, among how many that are long enough to tell.
 
-    `known_words` is the share of words in those that are no code that an English vocabulary has, 0.8 and more in English, telegraphic or
-    not, and 0.6 at most in twenty other languages; None where there are too few words to tell.
+    `known_words` is the share of words in those that are no code that an English vocabulary has, 0.8 and more in English prose, telegraphic
+    or not, and 0.6 at most in twenty other languages; None where there are too few words to tell. A menu or a clinician's notes may have
+    0.5, too: neither number is more than a hint.
     """
 
     n_foreign: int
