@@ -131,7 +131,8 @@ def _killed(study: Mapping[str, Any]) -> list[str]:
     people, minutes = f"{study['people']:,}", f"{study['killed_after']:.0f}"
     return [
         f"{minutes} minutes into the study of {people} people the workers that train, and a run that trained, were killed with SIGKILL.",
-        "Nobody did anything: other workers were started, and the run was tried again. The minutes are with what this cost.",
+        "Nobody did anything: other workers were started, and the run was tried again from its last checkpoint. The minutes are with what",
+        "this cost.",
         "",
     ]
 
