@@ -29,7 +29,7 @@ def make_home(path: Path) -> Path:
         BadSettings: as `make_folder`, or it is open to other users and holds what is not of this program, which they may need.
     """
     if path.is_dir() and (status := path.stat()).st_uid == os.geteuid():
-        mode, other = stat.S_IMODE(status.st_mode), holds_others(path)
+        mode, other = stat.S_IMODE(status.st_mode), _holds_others(path)
         if mode & (stat.S_IRWXG | stat.S_IRWXO) and not mode & (stat.S_IWGRP | stat.S_IWOTH) and other:
             raise BadSettings(
                 f"{path} is open to other users (mode {mode:o}) and holds other things, such as {printable(other)}, so it is not "
@@ -38,11 +38,18 @@ def make_home(path: Path) -> Path:
     return make_folder(path)
 
 
-def holds_others(path: Path) -> str | None:
+def _holds_others(path: Path) -> str | None:
     """Return the first thing in a folder that is not of this program; None where there is none, or where the folder is this program's."""
     names = {entry.name for entry in path.iterdir()}
     others = sorted(name for name in names if not name.startswith(".") and name not in _NOT_OTHERS)
     return others[0] if others and not names & set(_OWN) else None
+
+
+def make_inner_folder(path: Path) -> None:
+    """Create a folder inside a private one, or close it: earlier versions left it to the umask."""
+    make_durably(path, mode=0o700)
+    if stat.S_IMODE(path.stat().st_mode) != 0o700:
+        path.chmod(0o700)
 
 
 def make_folder(path: Path) -> Path:

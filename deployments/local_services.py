@@ -308,9 +308,10 @@ def _is_free(port: int) -> bool:
 def _wait(home: Path, servers: tuple[ServiceSpec, ...], running: Mapping[str, Process]) -> None:
     deadline = time.monotonic() + START_SECONDS
     for server in servers:
-        # Whoever took its port may answer, too.
-        while (died := not processes.alive(running[server.name])) or not _answers(server.health or ""):
-            if died and (port := urlsplit(server.health or "").port) and not _is_free(port):
+        process, port = running[server.name], urlsplit(server.health or "").port or 0
+        # Whoever took its port may answer, too, as another stack's server does, before this one finds it taken.
+        while (died := not processes.alive(process)) or not (_answers(server.health or "") and processes.listens(process, port)):
+            if died and port and not _is_free(port):
                 raise PortTaken(f"{server.name} found its port {port} taken by another program")
             if died or time.monotonic() > deadline:
                 log_file = _log_file(home, server.name)

@@ -55,6 +55,21 @@ def alive(process: Process) -> bool:
     return _birth(process.pid) == process.birth
 
 
+def listens(process: Process, port: int) -> bool:
+    """Return whether a process of this session accepts connections at a TCP port; always true where the system does not tell."""
+    if sys.platform != "linux":
+        return True
+    with suppress(OSError):
+        tables = [Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:] for table in ("tcp", "tcp6")]
+        rows = [line.split() for table in tables for line in table]
+        listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+        of_session = [
+            folder for folder in Path("/proc").iterdir() if folder.name.isdigit() and _stat(int(folder.name))[2:3] == [str(process.pid)]
+        ]
+        return any(not listening.isdisjoint(_opened(folder / "fd")) for folder in of_session)
+    return True
+
+
 def stop(processes: Sequence[Process], *, patience_seconds: float = 15.0) -> None:
     """End the sessions of these processes: SIGTERM first, SIGKILL after `patience_seconds`."""
     leaders = [process.pid for process in processes if alive(process)]
@@ -120,6 +135,15 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def _opened(descriptors: Path) -> set[str]:
+    """Return what the file descriptors in a folder of /proc are of; empty if the process has ended."""
+    opened: set[str] = set()
+    with suppress(OSError):
+        for descriptor in descriptors.iterdir():
+            opened.add(str(descriptor.readlink()))
+    return opened
 
 
 def _reap(pid: int) -> None:

@@ -241,7 +241,7 @@ def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, fil
     """Write one member, and compare its digest."""
     sha256 = hashlib.sha256()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(target.parent)
         opened = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with _content(archive, member) as packed, open(opened, "wb") as unpacked:  # noqa: PTH123
             while block := packed.read(_BLOCK):
@@ -255,6 +255,13 @@ def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, fil
         ) from problem
     if sha256.hexdigest() != manifest.files[member.name][0]:
         raise BadData(f"{file}: {printable(member.name)} is not what was backed up; use another backup")
+
+
+def _make_folders(path: Path) -> None:
+    """Create a folder and its parents, all closed to other users, whatever the umask leaves open: `mkdir` closes only the last."""
+    for folder in (*reversed(path.parents), path):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700)
 
 
 def _put_in_place(place: Place, results: Path, services: Path) -> None:

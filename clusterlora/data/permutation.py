@@ -3,9 +3,8 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from itertools import product
 from random import Random
 from statistics import fmean
 
@@ -22,7 +21,7 @@ _MUCH = 0.1
 """Of what was personal, the share that may be left of it by chance in small data; above, it is warned."""
 
 _OF = "/"
-"""Between the person that an exchanged dialogue is of and its own id."""
+"""Between the person that an exchanged dialogue is of, in whose id it is written otherwise, and its own id."""
 
 _Unit = tuple[str, tuple[Dialogue, ...]]
 """The person that dialogues are of, and those that belong on one side of a split."""
@@ -61,7 +60,7 @@ def permuted(reading: SourceData, seed: int, *, labelled: bool = False) -> Sourc
     for units_by_persona in held.values():
         for persona_id, (origin, dialogue) in ((p, (o, d)) for p, given in units_by_persona.items() for o, unit in given for d in unit):
             # Dialogues of two people may have the same id.
-            moved = replace(dialogue, id=f"{origin}{_OF}{dialogue.id}")
+            moved = replace(dialogue, id=f"{origin.replace('%', '%25').replace(_OF, '%2F')}{_OF}{dialogue.id}")
             dealt[persona_id].append(moved)
             conversation = reading.conversation_by_dialogue.get((origin, dialogue.id))
             if conversation is not None:
@@ -97,10 +96,9 @@ class Remainder:
 
 def remainder(dataset: Dataset) -> Remainder | None:
     """Return what is left of who said what after an exchange and a split; None where nobody has train and test dialogues."""
-    ids = frozenset(dataset.ids)
     splits: tuple[Split, ...] = ("train", "test")
     # Canaries are nobody's.
-    said = ([[_origin(d, ids) for d in persona.of_split(split) if _OF in d.id] for split in splits] for persona in dataset.personas)
+    said = ([[_origin(d) for d in persona.of_split(split) if _OF in d.id] for split in splits] for persona in dataset.personas)
     origins = [(train, test) for train, test in said if train and test]
     if not origins:
         return None
@@ -110,8 +108,7 @@ def remainder(dataset: Dataset) -> Remainder | None:
 
 def check_exchange(dataset: Dataset, seed: int) -> None:
     """Log what is left of who said what. Raises BadData where everybody's dialogues are one person's."""
-    ids = frozenset(dataset.ids)
-    if all(len({_origin(d, ids) for d in persona.dialogues if _OF in d.id}) <= 1 for persona in dataset.personas):
+    if all(len({_origin(d) for d in persona.dialogues if _OF in d.id}) <= 1 for persona in dataset.personas):
         raise BadData(
             f"data.permute_seed = {seed} changes nothing but names: everybody's dialogues are one person's, as whole conversations change "
             "places only with others of as many dialogues; use more people, or people with more conversations"
@@ -120,10 +117,9 @@ def check_exchange(dataset: Dataset, seed: int) -> None:
         log.log(logging.WARNING if left.is_much else logging.INFO, "dialogues exchanged at random: %s", left.sentence)
 
 
-def _origin(dialogue: Dialogue, people: AbstractSet[str]) -> str:
-    """Return who said an exchanged dialogue; ids may hold the mark themselves."""
-    beginnings = list(accumulate(dialogue.id.split(_OF)[:-1], lambda before, part: f"{before}{_OF}{part}"))
-    return next((beginning for beginning in beginnings if beginning in people), beginnings[0])
+def _origin(dialogue: Dialogue) -> str:
+    """Return who said an exchanged dialogue, as its id has it."""
+    return dialogue.id.partition(_OF)[0]
 
 
 def _share(n_train: Counter[str], test: Iterable[str]) -> float:

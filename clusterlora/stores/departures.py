@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadSettings
-from clusterlora.private_files import holds_others, make_folder
+from clusterlora.private_files import make_folder, make_inner_folder
 from clusterlora.pseudonyms import KEY_FILE
 from clusterlora.stores.json_codec import from_json, to_json
 
@@ -155,8 +155,8 @@ def refuse_unforgotten(home: Path) -> None:
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:
-    # It may be the first thing in the servers' folder; one that holds others is for the servers to refuse.
-    if not (folder.parent.is_dir() and holds_others(folder.parent)):
+    # It may be the first thing in the servers' folder. One that is there is for them to close, or to refuse.
+    if not folder.parent.is_dir():
         make_folder(folder.parent)
-    make_folder(folder)
+    make_inner_folder(folder)
     write_durably(folder / name, content, mode=0o600)

@@ -5,9 +5,11 @@ The studies have compared nothing yet, so nothing is trained.
 
 import io
 import json
+import os
 import shutil
 import stat
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,12 +132,41 @@ def test_what_is_remembered_in_the_servers_folder_is_private_and_it_stays_usable
     note_backup(services / BACKUPS_OUTSIDE, KnownBackup("monday.tar", "a" * 64, "2026-01-05T00:00:00", people=(), installation="b" * 64))
     (tmp_path / KEY_FILE).write_bytes(b"key")
     keep_key(tmp_path, services / DEPARTED_OUTSIDE)
-    assert stat.S_IMODE((services / BACKUPS_OUTSIDE).stat().st_mode) == 0o700
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (services / BACKUPS_OUTSIDE, services / DEPARTED_OUTSIDE)} == {0o700}
     if there == "photos":
-        assert stat.S_IMODE(services.stat().st_mode) & 0o055, "others may need what is in it"
+        with pytest.raises(BadSettings, match="holds other things, such as photos"):
+            make_home(services)
     else:
-        assert stat.S_IMODE(services.stat().st_mode) == 0o700
-        assert make_home(services) == services
+        assert stat.S_IMODE(make_home(services).stat().st_mode) == 0o700
+
+
+@pytest.fixture
+def open_to_a_group() -> Iterator[None]:
+    """As users of Debian and Fedora are whose group has nobody else."""
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_to_a_group")
+@pytest.mark.parametrize("lost", ["results", "everything"])
+def test_what_new_folders_of_a_user_are_open_to_does_not_matter(lost: str, place: Place, stores: Stores, tmp_path: Path) -> None:
+    place.services.chmod(0o700)
+    for number in range(2):
+        # As an earlier version left them.
+        for folder in (place.results / BACKUPS, place.results / DEPARTED, place.services / BACKUPS_OUTSIDE):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o775)
+        back_up(place, tmp_path / f"{number}.tar")
+    person = pseudonym(place.results, LEAVES, make_key=True)
+    leave(stores, services=place.services)
+    lose(place)
+    if lost == "everything":
+        shutil.rmtree(place.services)
+    restore(place, tmp_path / "1.tar")
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (place.results, *place.results.glob("**/")) if folder.is_dir()} == {0o700}
+    assert (place.results / TO_FORGET).is_file() == (lost == "results"), "only the servers' folder knew who left"
+    assert (person in (place.results / TO_FORGET).read_text()) if lost == "results" else True
 
 
 def test_a_restored_backup_is_used_by_nothing_until_who_left_since_is_forgotten_again(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -341,7 +341,7 @@ def test_a_port_that_is_taken_between_check_and_start_is_given_up_for_another(
     def take_it(asked: int) -> bool:
         free = was_free(asked)
         if free and asked == port:
-            thieves.append(ThreadingHTTPServer(("127.0.0.1", port), SimpleHTTPRequestHandler))
+            thieves.append(ThreadingHTTPServer(("127.0.0.1", port), Healthy))
             Thread(target=thieves[0].serve_forever, daemon=True).start()
         return free
 
@@ -355,6 +355,32 @@ def test_a_port_that_is_taken_between_check_and_start_is_given_up_for_another(
         local_services.down(tmp_path / "stack")
         thieves[0].shutdown()
         thieves[0].server_close()
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """Answers everything, as another user's server does its health."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell who listens")
+def test_whoever_listens_at_a_port_is_told_by_the_system(tmp_path: Path) -> None:
+    program = "import socket, sys, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); time.sleep(60)"
+    # In a child of the process that leads the session, as MLflow's workers are.
+    argv = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}])"]
+    process = start(tmp_path, *argv)
+    try:
+        while not (port := processes.last_lines(tmp_path / "logs" / "x.log")).isdigit():
+            time.sleep(0.05)
+        with socket.create_server(("127.0.0.1", 0)) as mine:
+            assert processes.listens(process, int(port))
+            assert not processes.listens(process, mine.getsockname()[1])
+            assert not processes.listens(processes.identify(os.getpid()), int(port))
+    finally:
+        processes.stop([process], patience_seconds=0)
 
 
 def test_a_folder_in_the_place_of_the_state_is_damage(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def split_people(*origins: str, dialogues: str = "ttttvs") -> Dataset:
                 f"team/{name}",
                 None,
                 tuple(
-                    Dialogue(f"team/{origin}/d/{i}", (Turn("user", "a"), Turn("assistant", "b")), split=splits[split])
+                    Dialogue(f"team%2F{origin}/d/{i}", (Turn("user", "a"), Turn("assistant", "b")), split=splits[split])
                     for i, (origin, split) in enumerate(zip(own, dialogues, strict=True))
                 ),
             )
@@ -135,6 +135,17 @@ def test_what_an_exchange_leaves_is_how_much_is_trained_on_of_who_said_what_is_t
     left = remainder(split_people(*origins))
     assert left is not None
     assert (left.share, left.by_chance) == pytest.approx((share, by_chance))
+
+
+def test_people_whose_ids_begin_with_those_of_others_are_told_apart() -> None:
+    def exchanged(*names: str) -> Dataset:
+        splits: list[Split | None] = ["train", "train", "train", "train", "train", "val", "test", "test"]
+        people = (person(name, [f"{n}{i}quite {n * 8 + i} different" for i in range(8)], splits=splits) for n, name in enumerate(names))
+        return permuted(SourceData(Dataset(tuple(people))), 3).dataset
+
+    nested, plain = exchanged("home", "home/anna", "home/anna/1", "home%2Fanna"), exchanged("a", "b", "c", "d")
+    check_exchange(nested, 3)
+    assert remainder(nested) == remainder(plain) is not None
 
 
 def test_an_exchange_that_leaves_much_is_warned_of_and_one_that_changes_only_names_refused(caplog: pytest.LogCaptureFixture) -> None:

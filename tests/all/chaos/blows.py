@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from tests.all.chaos.place import Place, Process, StackPlace
 
+NOTHING = "there was none"
+"""What a blow says that waited for a process until the study had ended."""
+
 
 @dataclass(frozen=True)
 class Struck:
@@ -104,7 +107,7 @@ def kill_run_of(*flows: str) -> Strike:
         pid = _wait_for(struck, flows)
         if pid:
             os.kill(pid, signal.SIGKILL)
-        return "" if pid else "there was none"
+        return "" if pid else NOTHING
 
     return strike
 

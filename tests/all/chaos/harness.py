@@ -18,7 +18,7 @@ from pathlib import Path
 
 from clusterlora.ports.stores import Stores
 from tests.all.chaos import look
-from tests.all.chaos.blows import Blow, Struck
+from tests.all.chaos.blows import NOTHING, Blow, Struck
 from tests.all.chaos.catalogue import BLOWS, CYCLE, blow_of
 from tests.all.chaos.place import ClockStackPlace, ColdStackPlace, Place, SmallDiskPlace, SqlitePlace, StackPlace, place
 from tests.all.chaos.record import Trial, add, read
@@ -88,7 +88,7 @@ def trial(seed: int, there: Place) -> Trial:
         blow=blow_of(seed),
         did=did,
         moment=moment,
-        struck=alive,
+        struck=alive and did != NOTHING,
         launches=launches,
         finished_before=len(before.finished),
         trained_again=tuple(sorted(again)),
