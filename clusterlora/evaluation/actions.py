@@ -2,7 +2,12 @@
 
 A rule-based parser reads devices, parameter names and values in their order, sentence by sentence; numbers must be digits. Devices are
 also on or off. Questions are skipped: "What temperature would you like?" sets nothing. So are clauses that deny or suppose what they speak
-of ("I haven't turned on the TV", "if the TV is on") and what was before ("the TV was on, so I turned it off").
+of ("I haven't turned on the TV", "if the TV is on") and what was before ("the TV was on, so I turned it off"). A denial reaches to the end
+of its clause: a comma, a conjunction, or the next subject with its verb ("since you are not home the TV is off"), unless the denial governs
+that ("I don't think the TV is off") or it is a device without an article ("not to worry TV is off").
+
+Lists are read where a device and its state stand in one line: "TV: off", "TV (off)", "TV – off", "off: TV, lights", a table, JSON. A
+heading "Off:" with its devices in the lines below is not.
 """
 
 import re
@@ -71,9 +76,12 @@ _STATES = (
     rf"(?:{_SWITCHED}|(?:is|are|be|(?<!had )been|being|stays?|remains?){_ADVERBS}|['’](?:s|re){_ADVERBS}"
     r"|(?<!was )(?<!were )(?:now|currently|already))"
 )
-_OF_DEVICE = rf"(?=\s+(?:(?!and\b|but\b|then\b|so\b)[\w'-]+\s+){{0,4}}?(?:{'|'.join(_DEVICES.values())})\b)"
+_DEVICE = re.compile(rf"\b(?:{'|'.join(_DEVICES.values())})\b", re.IGNORECASE)
+_VERB = r"\s+(?:is|are|was|were|has|have|had|will|stays?|remains?)\b"
+_TO_DEVICE = rf"\s+(?:(?!and\b|but\b|then\b|so\b)[\w'-]+:?\s+){{0,4}}?{_DEVICE.pattern}"
 _NO_OBJECT = (
-    r"(?=\s*(?:\Z|[.,;:!?)|*\"'”—–]|-(?!\w)|(?:and|at|with|now|for|again|but|in|to|so|as|until|already|too|please|while|when|because)\b))"
+    r"(?=\s*(?:\Z|[.,;:!?(){}|*\"'”—–]|-(?!\w)|(?:and|at|with|now|for|again|but|in|to|so|as|until|already|too|please|while|when|because|"
+    r"since|from|before|after|during|right now|tonight|today|instead|except)\b))"
 )
 """What follows where `on` says that something is switched on: not "on Netflix" or "on the TV"."""
 _MOVED = r"(?:turn|switch|power|shut|keep|kept|leave|leaving|left|put|set)(?:ed|ing|s|ting)?"
@@ -83,18 +91,27 @@ def _pronoun(pronouns: str, subjects: str) -> str:
     return rf"(?:{_MOVED}\s+(?:{pronouns})(?:\s+(?:both|all|back|to))*|(?:{subjects})(?:\s+|(?=['’])){_STATES})\s+"
 
 
-_SWITCHES: Mapping[str, str] = {
-    "next": rf"{_SWITCHED}\s+(?:on|off)\b{_OF_DEVICE}",
-    "it": rf"{_pronoun('it', 'it')}(?:on|off)\b{_NO_OBJECT}",
-    "them": rf"{_pronoun('them|both|all', 'they|both|all')}(?:on|off)\b{_NO_OBJECT}",
-    "last": rf"{_STATES}\s+(?:on|off)\b{_NO_OBJECT}",
-    "linked": rf"to\s+(?:on|off)\b{_NO_OBJECT}",
-    "adjacent": rf"(?:on|off)\b{_NO_OBJECT}",
-}
-"""How a device is switched: "turned off the TV", "it is off", "turned them off", "the TV in the den is off", "TV to off", "the TV off"."""
+_ON_OFF = r"(?:(?:on|off)(?:,?\s+(?:and|then|back|to)|\s*(?:[-=]>|→))+\s+)?(?:on|off)\b"
+"""A state; of several in turn ("off and on again") the last."""
+_HEADING = rf"(?:{_STATES}\s+|(?<![\w/])(?<!\w\s))(?:on|off)(?=[\s*_]*:[*_]*{_TO_DEVICE}(?!{_VERB}))"
 
-_LINKED = re.compile(r"[\s*_`|:=→>-]{0,6}(?:(?:power|status|state)\b[\s*_`|:=→>-]{0,6})?", re.IGNORECASE)
-"""What may stand between a device and its state in a list: "- **TV**: off", "TV power = on"."""
+_SWITCHES: Mapping[str, str] = {
+    "next": rf"{_SWITCHED}\s+{_ON_OFF}(?={_TO_DEVICE})|{_HEADING}",
+    "it": rf"{_pronoun('it', 'it')}{_ON_OFF}{_NO_OBJECT}",
+    "them": rf"{_pronoun('them|both|all', 'they|both|all')}{_ON_OFF}{_NO_OBJECT}",
+    "last": rf"{_STATES}\s+{_ON_OFF}{_NO_OBJECT}",
+    "linked": rf"(?:from\s+(?:on|off)\s+)?to\s+{_ON_OFF}{_NO_OBJECT}",
+    "adjacent": rf"{_ON_OFF}{_NO_OBJECT}",
+}
+"""How a device is switched: "turned off the TV", "off: TV", "it is off", "turned them off",
+"the TV in the den is off", "TV to off", "the TV off"."""
+
+_SIGNS = r"[\s*_`|:=→>(){\"'“”–—-]{0,6}"
+_LINKED = re.compile(
+    rf"{_SIGNS}(?:(?:power|status|state)\b{_SIGNS}|\b(?:in|of)\s[\w\s'’-]{{1,30}}:{_SIGNS})?|\s*\([^()]{{1,30}}\)\s*:{_SIGNS}",
+    re.IGNORECASE,
+)
+"""What may stand between a device and its state in a list: "- **TV**: off", "TV power = on", "TV (off)", "TV in the den: off"."""
 
 _DENIED = re.compile(
     r"\b(?:not(?! (?:only|just|more|less|above|below|over|under)\b)|never|cannot|neither|nor|none|without|unable|fail(?:ed|s)?|forgot|"
@@ -104,9 +121,44 @@ _DENIED = re.compile(
 )
 """Words by which a clause denies what it speaks of, excepts it, or supposes it."""
 _CLAUSE = re.compile(
-    r"[,;:!?()—–]|\b(?:and|(?<!all )(?<!everything )(?<!anything )but|so|then|because|while|although|though)\b", re.IGNORECASE
+    r"[,;:!?()—–]|\b(?:and|(?<!all )(?<!everything )(?<!anything )but|so|then|because|while|although|though)\b"
+    r"|(?:(?<=not )|(?<=n['’]t ))(?:too|very)\s+\w+(?=\s+(?:at|with)\b)",
+    re.IGNORECASE,
 )
-"""What ends a clause, and with it a denial."""
+"""What ends a clause, and with it a denial; "not too warm at 22 degrees" denies no more than the warmth."""
+
+_PLURAL_VERB = r"\s+(?:are|were|have|had|will|stay|remain)\b"
+_NOUN = (
+    r"(?:(?:both|all|all of)\s+)?(?:the|your|our|my)\s+"
+    rf"(?:(?!(?:the|your|our|my|and|or|but|on|off|in|to|with|so|then|I|you|we|it)\b|{_DEVICE.pattern}|{_VERB[3:]})[\w'’-]+\s+){{0,3}}"
+    rf"{_DEVICE.pattern}(?:\s+system)?"
+)
+_NOUNS = rf"{_NOUN}(?:(?:,\s+|,?\s+(?:and|or|nor)\s+)(?:{_NOUN}|{_DEVICE.pattern})){{1,8}}"
+_PLACE = rf"(?:\s+(?:in|of|at|by|for)\s+(?:(?:the|your|our|my)\s+)?[\w'’-]+(?:(?!{_VERB})\s+[\w'’-]+)?)?"
+_PERSON = r"(?:(?:I|we)\b(?!['’]d\b|\s+(?:can|could|would|may|might|should)\b)|(?:it|they)(?:" + _VERB + r"|['’](?:s|re|ve|ll)\b))"
+_GOVERNING = (
+    r"if|unless|whether|that|than|of|except|besides|excluding|from|for|but|no|not|never|neither|nor|none|even|or|to|"
+    r"when(?:ever)?|once|until|till|before|after|where|what(?:ever)?|which|who|how|why|way|"
+    r"do|does|did|have|has|had|am|are|is|was|were|will|would|can|could|should|shall|may|might|must|"
+    r"(?:(?:tell|assure|remind|inform|promise|show)(?:s|d|ed|ing)?|told)\s+(?:you|me|us|them|him|her)|"
+    r"(?:think|believe|know|say|recall|remember|see|notice|check|confirm|verif|guarantee|promise|claim|suppose|assume|mean|expect|hope|wish|"
+    r"ensure|hear|find|feel|tell|show)(?:y|ies|ied|s|d|ed|ing)?|thought|knew|said|saw|seen|heard|found|felt|told|sure|certain|aware|true|clear|"
+    r"likely|possible"
+)
+_SUBJECT = re.compile(
+    rf"\b(?:(?P<governed>{_GOVERNING})\s+(?P<of_governed>(?<=unless\s)[^,;:!?()–—]+|{_PERSON}|(?:{_NOUNS}|{_NOUN}){_PLACE}{_VERB})"
+    rf"|(?P<own>{_PERSON}|(?<!\w\s){_NOUNS}{_PLACE}{_VERB}|(?<!\bon\s)(?<!\boff\s){_NOUNS}{_PLACE}{_PLURAL_VERB}|{_NOUN}{_PLACE}{_VERB}))",
+    re.IGNORECASE,
+)
+"""A subject with its verb, which also ends a denial before it, but for what it is governed by: "I don't think the TV is off".
+
+What somebody can or could do is no clause of its own: "if you like I can turn off the TV" is only supposed.
+"""
+
+_ASIDE = re.compile(
+    rf"[,(–—]\s*(?:(?:and|but)\s+)?(?:not|unlike|rather than|instead of|except(?:\s+for)?)\s[^,()–—]*[,)–—](?={_VERB})", re.IGNORECASE
+)
+"""What is excepted between a subject and its verb: "the TV, not the lights, is off"."""
 
 _LISTED = len(", and the ")
 """Characters at most between devices that are switched together."""
@@ -132,7 +184,6 @@ _TOKEN = re.compile(
     ),
     re.IGNORECASE,
 )
-_DEVICE = re.compile(rf"\b(?:{'|'.join(_DEVICES.values())})\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.!?;\n]*(?:[.!?;](?!\s)[^.!?;\n]*)*[.!?;\n]*")
 
 
@@ -203,13 +254,17 @@ def _names_parameter(tokens: Sequence[_Token], index: int, *, after: _Token) -> 
 
 
 class _Sentence:
-    """A sentence with its tokens, and where its clauses begin and its denials stand."""
+    """A sentence with its tokens, and where its clauses and subjects begin and its denials stand."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens = [_Token.of(match) for match in _TOKEN.finditer(text)]
-        self._clauses = [0, *(match.end() for match in _CLAUSE.finditer(text))]
-        self._denials = [match.start() for match in _DENIED.finditer(text)]
+        subjects = list(_SUBJECT.finditer(text))
+        self._subjects = [max(match.start("own"), match.start("of_governed")) for match in subjects]
+        own = [match.start("own") for match in subjects if not match["governed"]]
+        self._clauses = sorted([0, *own, *(match.end() for match in _CLAUSE.finditer(text))])
+        self._asides = [range(*match.span()) for match in _ASIDE.finditer(text)]
+        self._denials = [match.start() for match in _DENIED.finditer(text) if not self._is_aside(match.start())]
 
     def denies(self, start: int, end: int) -> bool:
         """Return whether a denial stands between two offsets."""
@@ -219,10 +274,25 @@ class _Sentence:
         """Return whether what stands between two offsets is denied, excepted or only supposed, there or before it in its clause."""
         return self.denies(self._clauses[bisect_right(self._clauses, start) - 1], end)
 
+    def _is_aside(self, offset: int) -> bool:
+        return any(offset in aside for aside in self._asides)
+
+    def _has_subject_between(self, switch: _Token, token: _Token) -> bool:
+        """Return whether a subject begins after the first of two tokens and not after the second (before a switch: with a device)."""
+        start, end = sorted((switch.start, token.start))
+        return bisect_right(self._subjects, start) < bisect_right(self._subjects, end)
+
     def listed(self, switch: _Token, others: Sequence[_Token]) -> list[_Token]:
-        """Return the first devices of `others`, going away from a switch, that are listed together and not excepted."""
+        """Return the first devices of `others`, going away from a switch, that are listed together and not excepted.
+
+        A list does not go on beyond the subject of a verb: "I turned off the TV and the lights are on".
+        """
         listed: list[_Token] = []
         for token in others:
+            if self._is_aside(token.start):
+                continue
+            if listed and self._has_subject_between(switch, token):
+                break
             if token.kind == "device":
                 last = listed[-1] if listed else switch
                 start, end = min(last.end, token.end), max(last.start, token.start)

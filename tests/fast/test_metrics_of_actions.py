@@ -200,6 +200,16 @@ BOTH_OFF = {("tv", "power"): "off", ("lights", "power"): "off"}
         "All but the lights are off.",
         "The TV is off-limits.",
         "The alarm is not armed, and I haven't set the AC to cool mode or the speaker to volume 30.",
+        "I don't think the TV is off.",
+        "I am not very sure the living room lights are off.",
+        "I can't tell you the TV is off, and it is not that I turned off the lights.",
+        "Never have I turned on the TV.",
+        "Not all the lights are on, and not even the TV is on.",
+        "If the lights in the living room and the TV are off you can sleep.",
+        "If you'd like I can turn off the TV.",
+        "Unless you are home I will turn off the TV.",
+        "Everything, except the TV, is off.",
+        "I can't sleep with the TV at volume 30.",
     ],
 )
 def test_what_is_denied_or_excepted_or_was_before_sets_nothing(text: str) -> None:
@@ -217,10 +227,28 @@ def test_what_is_denied_or_excepted_or_was_before_sets_nothing(text: str) -> Non
         ("I turned off the TV rather than the lights.", OFF),
         ("The speaker isn't loud. The TV is not only off, it stays off.", OFF),
         ("Set the AC to no more than 22 degrees.", {("ac", "temperature"): 22}),
+        ("Since you are not home the TV is off.", OFF),
+        ("As you cannot sleep I turned off the TV.", OFF),
+        ("No need to get up as the TV is off.", OFF),
+        ("Not to worry the lights and the TV in the hall are off.", BOTH_OFF),
+        ("The TV was loud. Not to worry it's off.", OFF),
+        ("Without further ado I turned on the TV.", ON),
+        ("If you don't mind I have set the AC to 22 degrees.", {("ac", "temperature"): 22}),
+        ("The AC is not too cold at 22 degrees.", {("ac", "temperature"): 22}),
+        ("I did not touch the lights but the TV is off.", OFF),
+        ("I did not touch the lights and the TV is off.", OFF),
+        ("The TV, not the lights, is off.", OFF),
     ],
 )
 def test_a_denial_ends_with_its_clause(text: str, expected: Settings) -> None:
     assert actions(text).settings == expected
+
+
+@pytest.mark.parametrize("verb", ["are", "have been turned", "are now"])
+def test_the_subject_of_a_verb_is_no_object_of_the_verb_before(verb: str) -> None:
+    expected = {**OFF, ("lights", "power"): "on"}
+    assert actions(f"I turned off the TV and the lights {verb} on.").settings == expected
+    assert actions(f"I turned off the TV and the lights in the hall {verb} on.").settings == expected
 
 
 @pytest.mark.parametrize(
@@ -249,6 +277,23 @@ def test_a_pronoun_stands_for_what_was_named_last(text: str, expected: Settings)
         ("Set the TV to off.", OFF),
         ("The TV's off, and the lights are both still off.", BOTH_OFF),
         ("TV: on the wall, lights: on/off", {}),
+        ("TV – off\nLights — off", BOTH_OFF),
+        ("TV (off), lights (off)", BOTH_OFF),
+        ('{"tv": "off", "lights": {"power": "off"}}', BOTH_OFF),
+        ("The lights in the living room: off, TV (bedroom): off", BOTH_OFF),
+        ("Off: TV, lights", BOTH_OFF),
+        ("Sure! **Off:** the TV and the lights", BOTH_OFF),
+        ("Turned off: TV, lights", BOTH_OFF),
+        ("The following are off: TV, lights.", BOTH_OFF),
+        ("I turned off these devices: the TV and the lights.", BOTH_OFF),
+        ("On: lights, off: TV", {**OFF, ("lights", "power"): "on"}),
+        ("The TV is off: the lights are dim.", OFF),
+        ("I switched the TV from on to off.", OFF),
+        ("TV: on -> off", OFF),
+        ("Turn the TV off and on again", ON),
+        ("The TV has been on since 8 pm.", ON),
+        ("I turned the TV off before dinner.", OFF),
+        ("On/off: TV, lights", {}),
     ],
 )
 def test_a_list_of_devices_and_states_is_read(text: str, expected: Settings) -> None:
