@@ -17,8 +17,8 @@ class ShownExchanges:
     """The exchanges in a method's prompts: what was chosen on val, how many there were, and how many did not fit `model.max_length`."""
 
     chosen: str
-    n_shown: int = 0
-    n_dropped: int = 0
+    n_shown: int
+    n_dropped: int
 
     @property
     def share_dropped(self) -> float:

@@ -22,6 +22,8 @@ from clusterlora.stages.refresh import next_refresh
 from clusterlora.stages.register import register_models
 from clusterlora.stores.champion_history import history, move_champion
 from clusterlora.values import Clustering
+from tasks.comparison import register
+from tasks.events import CHAMPION_MOVED
 from tests.fast.test_refresh import end, later, refreshed, write
 from tests.fixtures.comparison import compared, evaluation
 from tests.fixtures.memory import MemoryTracker
@@ -200,6 +202,19 @@ class Registry:
 
     def set_registered_model_alias(self, _name: str, alias: str, version: str) -> None:
         self.aliases[alias] = version
+
+
+def test_another_champion_is_told_of_once_with_the_one_that_it_replaces(finished_stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr("tasks.study_task.from_environment", lambda: finished_stores)
+    monkeypatch.setattr("tasks.study_task.PrefectRunLog", lambda _: LOG)
+    monkeypatch.setattr("tasks.comparison.tell", lambda *event: told.append(event))
+    before = register.fn("small")
+    assert not told, "it was the champion already"
+    crown("small", finished_stores, "cluster")
+    after = register.fn("small")
+    assert register.fn("small") == after != before
+    assert told == [(CHAMPION_MOVED, "small", f"{after} answers, instead of {before}")]
 
 
 def test_the_history_of_champions_fits_a_tag_and_is_written_before_the_alias_moves() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from clusterlora.data.load import load
-from clusterlora.data.summary import DataSummary
+from clusterlora.data.summary import DataSummary, Distribution
 from clusterlora.data.validate import examine, summarise
 from clusterlora.settings import DataSettings, SyntheticSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
@@ -69,6 +69,7 @@ def test_lengths_that_span_decades_are_counted_and_drawn_on_a_logarithmic_axis()
     wide, narrow = summary(2, 3, 5, 8, 40, 900), summary(20, 30, 50)
     assert wide.response_characters.logarithmic
     assert not narrow.response_characters.logarithmic
+    assert [Distribution.of((7, most)).logarithmic for most in (699, 700)] == [False, True]
     for counts, n in ((wide.response_characters, 6), (narrow.response_characters, 3)):
         assert sum(counts.bins) == n
         assert counts.edges[0] == counts.minimum

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clusterlora.stores.server_databases import purge_mlflow
+from clusterlora.stores.server_databases import empty_logs, purge_mlflow
 from clusterlora.stores.sql import SqlStudyStore
 
 SECRET = "zyx-canary-7731 " * 300
@@ -44,3 +44,14 @@ def test_deleted_rows_are_in_no_byte_of_the_files(rewrite: Callable[[Path], None
         if rewrite is purge:
             assert user.execute("SELECT version, storage_location FROM model_versions").fetchall() == [(1, "a"), (2, None)]
             assert user.execute("SELECT version FROM model_version_tags").fetchall() == [(1,)]
+
+
+def test_the_logs_of_the_services_are_cut_to_nothing_while_somebody_writes_to_them(tmp_path: Path) -> None:
+    files = [tmp_path / "logs" / name for name in ("prefect.log", "prefect.log.1")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text(SECRET, encoding="utf-8")
+    with files[0].open("a", encoding="utf-8") as writer:
+        empty_logs(tmp_path)
+        writer.write("alive\n")
+    assert [file.read_text(encoding="utf-8") for file in files] == ["alive\n", ""]

@@ -280,7 +280,7 @@ def test_every_shared_adapter_and_the_champion_is_measured(finished_stores: Stor
     assert [one["copies"][1]["n_answers"] for one in memory["adapters"]][1] > 0
 
 
-def test_a_refresh_whose_champion_stays_is_measured_as_it_serves(finished_stores: Stores) -> None:
+def test_a_refresh_is_measured_as_it_serves_by_the_champion_that_stays_or_moves(finished_stores: Stores) -> None:
     state = read_state("small", finished_stores)
     assert state.outcome is not None
     plan = work_plan(state)
@@ -296,6 +296,11 @@ def test_a_refresh_whose_champion_stays_is_measured_as_it_serves(finished_stores
     assert subjects[-1].name == "the champion, last_champion"
     asked = stage._items(subjects[-1], stays, person, "train")
     assert {one.id.rpartition("#")[0] for one in asked} == {one.id for one in person.of_split("train")} - {new}
+    moves = replace(stays, outcome=replace(state.outcome, champion="cluster"))
+    subjects = list(stage._subjects(moves, plan, finished_stores))
+    assert subjects[-1].name == "the champion, cluster"
+    asked = stage._items(subjects[-1], moves, person, "train")
+    assert {one.id.rpartition("#")[0] for one in asked} == {one.id for one in person.of_split("train")}, "it has learnt the news"
 
 
 @pytest.mark.whole

@@ -145,6 +145,14 @@ def test_the_interval_covers_where_each_of_two_methods_shares_luck_among_groups_
     assert by_clusters_alone / 400 < 0.92
 
 
+def test_where_two_methods_group_people_the_variances_of_both_groupings_add_up_and_what_they_share_counts_once():
+    cluster, group = np.divmod(np.arange(16), 4)
+    units = np.array([-0.4, -0.1, 0.2, 0.3])[cluster] + np.array([0.3, -0.2, 0.4, -0.1])[group]
+    of_clusters, of_groups = units.reshape(4, 4).mean(axis=1), units.reshape(4, 4).mean(axis=0)
+    half = 3.182446 * np.sqrt((of_clusters.var(ddof=1) + of_groups.var(ddof=1)) / 4 - units.var(ddof=1) / 16)
+    assert cluster_robust_interval(units, [cluster, group]) == pytest.approx((units.mean() - half, units.mean() + half))
+
+
 def test_the_interval_of_people_who_share_adapters_is_no_narrower_than_that_of_independent_people_and_has_the_seeds_variance():
     # The clusters' means are equal by luck.
     units, cluster = np.array([-0.3, 0.3, -0.1, 0.1, -0.2, 0.2]), np.array([0, 0, 1, 1, 2, 2])

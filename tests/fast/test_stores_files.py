@@ -178,6 +178,16 @@ def test_scratch_survives_a_new_store_and_is_no_adapter(tmp_path: Path) -> None:
     assert list(store.scratch(KEY).iterdir()) == []
 
 
+def test_leftovers_of_anybody_are_deleted_and_adapters_stay(tmp_path: Path) -> None:
+    store = FileAdapterStore(tmp_path / "store")
+    kept = store.save(KEY, peft_folder(tmp_path / "offered"))
+    for name in (".scratch", ".quarantine", ".incoming", ".split"):
+        peft_folder(tmp_path / "store" / name / "ffff")
+    store.delete_leftovers()
+    assert not list((tmp_path / "store").glob(".*/ffff*"))
+    assert store.path(KEY) == kept
+
+
 def test_a_new_store_is_closed_to_other_users_whoever_opens_it_first(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:

@@ -198,6 +198,13 @@ def test_activation_bytes_per_token_are_those_of_the_layers_and_fewer_with_check
     assert n_bytes[True] < n_bytes[False]
 
 
+def test_the_gathered_factors_of_a_row_count_among_the_activation_bytes_per_token(base: BaseModel) -> None:
+    ids = torch.arange(3, 43)
+    of_rank = [backends.lora_backend(base, RECIPE, n_slots=1, rank=rank, probe=(3, 4))[1].bytes_per_token(ids) for rank in (1, 33)]
+    config = base.model.config
+    assert of_rank[1] - of_rank[0] > config.num_hidden_layers * 32 * 4 * (config.hidden_size + config.intermediate_size) / len(ids)
+
+
 @pytest.mark.whole
 def test_dropout_depends_on_the_adapter_and_not_on_the_rest_of_the_batch(base64: BaseModel, tmp_path: Path) -> None:
     recipe = replace(RECIPE, dropout=0.3)
