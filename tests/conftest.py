@@ -35,6 +35,8 @@ NUMERIC = "numeric and "
 SERVERS = {"chromium", "mlflow_server", "postgres_server", "prefect_server"}
 """Fixtures that start one."""
 
+# Folders that tests make are homes of the program, which refuses one that others may write to; a developer's umask may leave that open.
+os.umask(0o022)
 # Threads of one product wait for each other by spinning: beside other workers, two on two cores take several times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

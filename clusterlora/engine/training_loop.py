@@ -68,17 +68,15 @@ def train(
                     if not adapter.has_diverged:
                         report.stepped(adapter.job, batch, losses[adapter])
 
-                # The end of an epoch: with patience the val loss says which weights to keep.
+                # With patience the val loss of an epoch says which weights to keep.
                 ended = [adapter for adapter in batches if adapter.is_at_epoch_end and not adapter.has_diverged]
                 validated = {adapter: adapter.job.val for adapter in ended if adapter.job.recipe.patience}
                 for adapter, val_loss in passes.forward(validated).items():
                     slots.record_val_loss(adapter, val_loss)
+                slots.write_due_checkpoints(ended, batches)
                 for adapter in ended:
-                    if adapter.is_checkpoint_due and not adapter.has_diverged:
-                        slots.write_checkpoint(adapter)
                     if on_epoch is not None and not adapter.is_finished:
                         slots.show(adapter, on_epoch)
-                slots.write_checkpoint_within_epoch(batches)
                 for adapter, result in slots.finish([adapter for adapter in active if adapter.is_finished]):
                     active.remove(adapter)
                     unfinished.remove(adapter.job)

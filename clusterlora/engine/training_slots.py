@@ -118,7 +118,14 @@ class TrainingSlots:
             active.best = self.stack.parameters[active.slot].clone()
         active.val_losses.append(loss)
 
-    def write_checkpoint(self, active: ActiveJob) -> None:
+    def write_due_checkpoints(self, ended: Iterable[ActiveJob], trained: Iterable[ActiveJob]) -> None:
+        """Write the checkpoints of adapters whose epoch ended, if they are due, and one of all others that are in the middle of theirs."""
+        for active in ended:
+            if active.is_checkpoint_due and not active.has_diverged:
+                self._write_checkpoint(active)
+        self._write_checkpoint_within_epoch(trained)
+
+    def _write_checkpoint(self, active: ActiveJob) -> None:
         """Write weights, moments and losses; a later `admit` goes on from there."""
         stack, rank, optimiser = self.stack, active.job.recipe.rank, self.optimiser
         weights, *moments = (stack.read(active.slot, matrix, rank=rank) for matrix in (stack.parameters, optimiser.first, optimiser.second))
@@ -127,7 +134,7 @@ class TrainingSlots:
         checkpoint.write(active.job, state)
         active.saved = time.monotonic()
 
-    def write_checkpoint_within_epoch(self, trained: Iterable[ActiveJob]) -> None:
+    def _write_checkpoint_within_epoch(self, trained: Iterable[ActiveJob]) -> None:
         """Write the checkpoint of the adapter whose last one is oldest, if that is due. So a crash costs a minute of a long epoch.
 
         One at a time: those of hundreds of adapters would hold up their training.
@@ -140,7 +147,7 @@ class TrainingSlots:
         if oldest is None or began - oldest.saved <= active_job.LONG_EPOCH_SECONDS:
             self._next_look = began + _LOOK_SECONDS
             return
-        self.write_checkpoint(oldest)
+        self._write_checkpoint(oldest)
         ended = time.monotonic()
         self._next_look = ended + (ended - began) / _WRITING_SHARE
 
