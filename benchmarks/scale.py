@@ -76,9 +76,10 @@ def exponents(studies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the section about whole studies; nothing with fewer than two."""
-    if len(studies) < 2:
+    if sum(not study.get("busy") for study in studies) < 2:
         return []
-    last, sizes = studies[-1], [study["people"] for study in studies]
+    quiet, sizes = [study for study in studies if not study.get("busy")], [study["people"] for study in studies]
+    last = quiet[-1]
     rows = [
         (
             phase,
@@ -86,7 +87,7 @@ def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{slope:.2f}",
             f"{last['seconds'][phase] / last['people'] * MILLION / 3600:,.1f}",
         )
-        for phase, slope in exponents(studies).items()
+        for phase, slope in exponents(quiet).items()
     ]
     missing = [f"{n:,}" for n in STUDY_SIZES if n not in sizes]
     revisions = sorted({str(study["revision"])[:7] for study in studies})
@@ -99,16 +100,26 @@ def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
         f"`python -m benchmarks.studies` (revision {', '.join(revisions)}): milliseconds of work per person, over all workers,",
         "by the clock of an otherwise idle machine. The exponent is the slope of the logarithm of a phase's seconds over that of the",
         "people: 1 is linear, and what costs the same at every size has less. The last column is a million people at the cost per",
-        f"person of the largest study. {not_run}".rstrip(),
+        f"person of the largest study. {_beside(studies)}{not_run}".rstrip(),
         "",
         markdown_table(
-            ("phase", *(f"ms each, {n:,}" for n in sizes), "exponent", "hours for a million"),
+            (
+                "phase",
+                *(f"ms each, {study['people']:,}{' (busy)' * study.get('busy', False)}" for study in studies),
+                "exponent",
+                "hours for a million",
+            ),
             rows,
             right=(False, *(True for _ in sizes), True, True),
         ),
         "",
         *_totals(studies),
     ]
+
+
+def _beside(studies: Sequence[Mapping[str, Any]]) -> str:
+    busy = " and ".join(f"{study['people']:,}" for study in studies if study.get("busy"))
+    return f"That of {busy} people ran beside other work: its times are more than the work takes and count in neither. " if busy else ""
 
 
 def _totals(studies: Sequence[Mapping[str, Any]]) -> list[str]:

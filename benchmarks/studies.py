@@ -39,12 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("studies", nargs="+", metavar="NAME=DATABASE_URL")
     parser.add_argument("--memory", nargs="*", default=[], metavar="NAME=LOG", help="What benchmarks.memory wrote while a study ran.")
     parser.add_argument("--out", type=Path, required=True, help="Folder of scale.json and scale.md.")
+    parser.add_argument("--busy", nargs="*", default=[], metavar="NAME", help="Studies that ran beside other work: their times count less.")
     options = parser.parse_args(argv)
     path = options.out / "scale.json"
     contents = json.loads(path.read_text(encoding="utf-8"))
     named = (one.split("=", 1) for one in options.studies)
     logs = {name: Path(log) for name, log in (one.split("=", 1) for one in options.memory)}
-    contents["studies"] = sorted((measured(name, url, logs.get(name)) for name, url in named), key=lambda study: study["people"])
+    studies = [{**measured(name, url, logs.get(name)), **({"busy": True} if name in options.busy else {})} for name, url in named]
+    contents["studies"] = sorted(studies, key=lambda study: study["people"])
     write_durably(path, (json.dumps(contents, indent=1) + "\n").encode())
     write_durably(options.out / "scale.md", page(contents, options.out / "benchmarks-avx2.json").encode())
 

@@ -45,7 +45,7 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
     A micro-batch that ran out of this device's memory before, in any study on this base, is not tried again: training starts smaller.
 
     Raises:
-        OutOfMemory: an allocation failed; finished adapters are kept, and the next attempt resumes after the last whole epoch.
+        OutOfMemory: an allocation failed; finished adapters are kept, and the next attempt resumes after the last checkpoint.
         TrainingDiverged: a loss is not finite, and not of a trial, whose recipe has then lost.
         BadSettings: the study tunes, and recipes of these adapters are not chosen yet.
     """
@@ -65,7 +65,7 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
             n_trained, lost = _train(request, state, stores, log, work)
         detail = DIVERGED + ", ".join(lost) if lost else ""
     except ServiceDown:
-        # The attempt stays open: a retry resumes it after the last whole epoch.
+        # The attempt stays open: a retry resumes it after the last checkpoint.
         raise
     except Exception as error:
         ending = "out_of_memory" if isinstance(error, OutOfMemory) else "failed"
