@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -68,10 +69,10 @@ def training_jobs(
     if not jobs:
         raise BadSettings("jobs = []: nothing to train; pass at least one AdapterJob")
     _refuse_too_long(base, max_length)
-    names = [job.name for job in jobs]
+    n_by_name = Counter(job.name for job in jobs)
     for job in jobs:
         wrong = list(_problems(job))
-        if names.count(job.name) > 1:
+        if n_by_name[job.name] > 1:
             wrong.append("two jobs have this name; give each its own")
         if job.folder is None and folder is None:
             wrong.append("no folder to write it to; pass folder=")
