@@ -152,6 +152,8 @@ def open_to_a_group() -> Iterator[None]:
 @pytest.mark.parametrize("lost", ["results", "everything"])
 def test_what_new_folders_of_a_user_are_open_to_does_not_matter(lost: str, place: Place, stores: Stores, tmp_path: Path) -> None:
     place.services.chmod(0o700)
+    (place.results / "leaving" / "results").mkdir(parents=True, exist_ok=True)
+    (place.results / "leaving" / "results" / "summary.md").write_text("a table")
     for number in range(2):
         # As an earlier version left them.
         for folder in (place.results / BACKUPS, place.results / DEPARTED, place.services / BACKUPS_OUTSIDE):
@@ -164,6 +166,7 @@ def test_what_new_folders_of_a_user_are_open_to_does_not_matter(lost: str, place
     if lost == "everything":
         shutil.rmtree(place.services)
     restore(place, tmp_path / "1.tar")
+    assert (place.results / "leaving" / "results" / "summary.md").is_file()
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (place.results, *place.results.glob("**/")) if folder.is_dir()} == {0o700}
     assert (place.results / TO_FORGET).is_file() == (lost == "results"), "only the servers' folder knew who left"
     assert (person in (place.results / TO_FORGET).read_text()) if lost == "results" else True

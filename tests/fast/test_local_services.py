@@ -367,6 +367,19 @@ class Healthy(BaseHTTPRequestHandler):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell who listens")
+def test_a_server_is_not_up_while_another_program_answers_at_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_services, "START_SECONDS", 1.0)
+    process = start(tmp_path, *SLEEP)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        server = service_specs.ServiceSpec("mlflow-server", SLEEP, os.environ, health=f"http://127.0.0.1:{other.server_port}/health")
+        with pytest.raises(ServiceDown, match="mlflow-server did not answer within 1 s"):
+            local_services._wait(tmp_path, (server,), {"mlflow-server": process})  # pyright: ignore[reportPrivateUsage]
+        other.shutdown()
+    processes.stop([process], patience_seconds=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell who listens")
 def test_whoever_listens_at_a_port_is_told_by_the_system(tmp_path: Path) -> None:
     program = "import socket, sys, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); time.sleep(60)"
     # In a child of the process that leads the session, as MLflow's workers are.
