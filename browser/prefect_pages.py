@@ -34,6 +34,10 @@ class PrefectPages:
     def open_run(self, run_id: UUID) -> None:
         self.tab.open(f"{self._address}/runs/flow-run/{run_id}", until="document.querySelector('header.page-heading')")
 
+    def leave(self) -> None:
+        """Leave the page: that of a run that goes on asks the server, and is drawn again, all the time."""
+        self.tab.open("about:blank", until="true")
+
     def gate_form(self, run_id: UUID) -> None:
         """Open the form of a run that awaits a decision on its gate."""
         self.open_run(run_id)

@@ -21,8 +21,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import chdir, suppress
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,13 @@ PRELOADED = (
     "prefect.events.clients",
     "prefect.logging.handlers",
 )
-_PER_RUN_PREFIXES = ("PREFECT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+PER_RUN_PREFIXES = ("PREFECT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """Prefixes of environment variables that no preloaded library reads at import. All others must be equal in the server and a run."""
 _CONNECT_SECONDS = 120.0
 """How long a client waits for a server that is still importing; importing everything itself would take as long."""
 _LENGTH_BYTES = 8
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What a client that stands in for a run passes on to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +81,42 @@ def run_forked(request: ForkRequest) -> int | None:
     if not path:
         return None
     with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.settimeout(_CONNECT_SECONDS)
-            # The address of a socket is at most 107 bytes long, so it is given relative to its folder.
-            with chdir(Path(path).parent):
-                connection.connect(Path(path).name)
-            message = json.dumps(asdict(request)).encode()
-            socket.send_fds(connection, [len(message).to_bytes(_LENGTH_BYTES)], [0, 1, 2])
-            connection.sendall(message)
-            if connection.recv(1) != b"y":
+        # A signal that comes before the run is there waits for it.
+        with _held(_FORWARDED):
+            if not _accepted(connection, Path(path), request):
                 return None
-        except OSError:
-            return None
-        connection.settimeout(None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, lambda received, _: connection.sendall(bytes([received])))
+            for number in _FORWARDED:
+                signal.signal(number, lambda received, _: connection.sendall(bytes([received])))
         status = _read(connection, _LENGTH_BYTES)
     # No status: the process that watches the run is gone, and the run with it.
     return int.from_bytes(status) if status else signal.SIGKILL
+
+
+def _accepted(connection: socket.socket, path: Path, request: ForkRequest) -> bool:
+    """Return whether the server at this address runs the request."""
+    try:
+        connection.settimeout(_CONNECT_SECONDS)
+        # The address of a socket is at most 107 bytes long, so it is given relative to its folder.
+        with chdir(path.parent):
+            connection.connect(path.name)
+        message = json.dumps(asdict(request)).encode()
+        socket.send_fds(connection, [len(message).to_bytes(_LENGTH_BYTES)], [0, 1, 2])
+        connection.sendall(message)
+        is_accepted = connection.recv(1) == b"y"
+    except OSError:
+        return False
+    connection.settimeout(None)
+    return is_accepted
+
+
+@contextmanager
+def _held(numbers: Collection[signal.Signals]) -> Generator[None]:
+    """Deliver these signals after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def listen(path: Path, preloaded: Sequence[str] = PRELOADED) -> ForkRequest:
@@ -134,7 +154,10 @@ def _fork_watched(connection: socket.socket, environment: Mapping[str, str]) -> 
     length, descriptors, _, _ = socket.recv_fds(connection, _LENGTH_BYTES, 3)
     message = json.loads(_read(connection, int.from_bytes(length)))
     request = ForkRequest(tuple(message["argv"]), message["env"], message["folder"])
-    if _shared(request.env) != environment or _has_initialised_cuda():
+    if reason := _why_not(_shared(request.env), environment):
+        # To the log of the server: such a run takes seconds and half a gigabyte more.
+        sys.stderr.write(f"{' '.join(request.argv)} imports its libraries itself: {reason}\n")
+        sys.stderr.flush()
         connection.sendall(b"n")
         return None
     # Before the fork: if the client has timed out and runs the module itself, this raises, and nothing is forked beside it.
@@ -189,6 +212,13 @@ def _set_prefect_up_again() -> None:
     setup_logging(incremental=False)
 
 
+def _why_not(wanted: Mapping[str, str], own: Mapping[str, str]) -> str:
+    """Return why a run that wants this environment cannot be a fork of this process; empty where it can."""
+    if differing := sorted(name for name in wanted.keys() | own.keys() if wanted.get(name) != own.get(name)):
+        return f"its environment differs in {', '.join(differing)}"
+    return "an import has initialised CUDA" if _has_initialised_cuda() else ""
+
+
 def _has_initialised_cuda() -> bool:
     """Return whether a preloaded library has initialised CUDA, which makes CUDA unusable in every fork."""
     torch: Any = sys.modules.get("torch")
@@ -215,7 +245,7 @@ def _exit_with(status: int) -> None:
 
 
 def _shared(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if not name.startswith(_PER_RUN_PREFIXES)}
+    return {name: value for name, value in env.items() if not name.startswith(PER_RUN_PREFIXES)}
 
 
 def _die_with_parent(parent: int) -> None:

@@ -93,8 +93,9 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
         state.workers = workers or state.workers
         state.ports = _with_host(_free_addresses(state.ports, running), running, host)
         servers = service_specs.servers(home, state.ports)
-        worker_specs = service_specs.workers(home, state.ports, n_gpu_workers=state.workers)
-        fork_server = service_specs.fork_server(home, state.ports)
+        environment = _environment_of(running)
+        worker_specs = service_specs.workers(home, state.ports, n_gpu_workers=state.workers, environment=environment)
+        fork_server = service_specs.fork_server(home, state.ports, environment)
         fork_servers = (fork_server,) if fork_server else ()
         names = {spec.name for spec in (*servers, *fork_servers, *worker_specs)}
         surplus = [name for name in running if name not in names]
@@ -131,6 +132,12 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
             state.users[f"{user}, pid {os.getpid()}"] = services_state.this_process()
         state.save(home)
     return LocalServices(home, state.ports, running, tuple(started))
+
+
+def _environment_of(running: Mapping[str, Process]) -> Mapping[str, str]:
+    """Return the environment of the workers and the fork server that run; where none does, that of this command."""
+    names = (name for name in running if name == service_specs.FORK_SERVER or name.startswith("worker-"))
+    return next(filter(None, (processes.environment(running[name]) for name in names)), os.environ)
 
 
 @contextmanager

@@ -93,6 +93,15 @@ def command_line(pid: int) -> str:
     return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
 
 
+def environment(process: Process) -> dict[str, str]:
+    """Return the environment that a process was started with; empty if it has ended, or the system does not tell."""
+    with suppress(OSError):
+        entries = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        if alive(process):
+            return {name: value for name, is_set, value in (os.fsdecode(entry).partition("=") for entry in entries) if is_set}
+    return {}
+
+
 def leaders_with(variable: str, value: str) -> list[Process]:
     """Return the processes that lead a session and have this value in their environment; none where the system has no /proc."""
     wanted = f"{variable}={value}".encode()

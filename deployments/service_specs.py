@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clusterlora.errors import BadSettings
 from deployments import passwords
-from deployments.fork_server import SOCKET_VARIABLE
+from deployments.fork_server import PER_RUN_PREFIXES, SOCKET_VARIABLE
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -67,9 +67,9 @@ def checked_host(host: str) -> str:
         raise BadSettings(f"--host {host!r} is not an IP address; write 127.0.0.1, 0.0.0.0, or an address of this machine") from None
 
 
-def results_home() -> Path:
+def results_home(environment: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of the studies' results: CLUSTERLORA_HOME, else `studies` in the checkout."""
-    return Path(os.path.realpath(os.environ.get("CLUSTERLORA_HOME") or CHECKOUT / "studies"))
+    return Path(os.path.realpath(environment.get("CLUSTERLORA_HOME") or CHECKOUT / "studies"))
 
 
 def prefect_home(home: Path) -> Path:
@@ -82,9 +82,10 @@ def bell_file(home: Path) -> Path:
     return home / "run-made"
 
 
-def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
-    """Return the environment variables of clients of the services; CLUSTERLORA_DATABASE_URL keeps the user's value."""
-    results = results_home()
+def client_environment(home: Path, addresses: Addresses, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment variables of clients of the services; what `environment` says of folder and database holds."""
+    results, programs = results_home(environment), str(Path(sys.executable).parent)
+    others = [folder for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder != programs]
     return {
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_HOME": str(prefect_home(home)),
@@ -100,9 +101,9 @@ def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "CLUSTERLORA_HOME": str(results),
         "CLUSTERLORA_STACK_HOME": str(home),
-        "CLUSTERLORA_DATABASE_URL": os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}",
+        "CLUSTERLORA_DATABASE_URL": environment.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}",
         # The work pools run `python`: it must be this one, even if the virtual environment is not activated.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([programs, *others]),
         **passwords.load_or_create(home).client_environment(),
     }
 
@@ -152,22 +153,32 @@ def servers(home: Path, addresses: Addresses) -> tuple[ServiceSpec, ServiceSpec]
     return prefect, mlflow
 
 
-def fork_server(home: Path, addresses: Addresses) -> ServiceSpec | None:
-    """Return the process that forks runs; None on platforms where forking is not safe, and each run imports its libraries itself."""
+def fork_server(home: Path, addresses: Addresses, environment: Mapping[str, str] = os.environ) -> ServiceSpec | None:
+    """Return the process that forks runs; None on platforms where forking is not safe, and each run imports its libraries itself.
+
+    Args:
+        environment: as of `workers`.
+    """
     if sys.platform != "linux":
         return None
     # One thread: a thread pool of a library does not survive a fork.
-    env = {**_run_environment(home, addresses), "OMP_NUM_THREADS": "1"}
+    env = {**_run_environment(home, addresses, environment), "OMP_NUM_THREADS": "1"}
     return ServiceSpec(FORK_SERVER, (sys.executable, "-m", "deployments.fork_server"), env)
 
 
-def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[ServiceSpec, ...]:
+def workers(
+    home: Path, addresses: Addresses, *, n_gpu_workers: int | None, environment: Mapping[str, str] = os.environ
+) -> tuple[ServiceSpec, ...]:
     """Return one worker of the cpu pool and one of the gpu pool per device; without a GPU, `n_gpu_workers` of the gpu pool.
 
     At most half as many workers as devices see several each, which `model.device_map=auto` spreads a base over.
+
+    Args:
+        environment: that of the services that run already, by which those that replace dead ones go on: this command may have another, and
+            where the fork server and a worker differ, no run is forked.
     """
     # How often a worker looks whether it is time to ask the server.
-    env = {**_run_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "0.5"}
+    env = {**_run_environment(home, addresses, environment), "PREFECT_WORKER_QUERY_SECONDS": "0.5"}
     specs = [_worker("cpu", "cpu", limit=4, env=env)]
     devices = cuda_devices()
     if devices:
@@ -195,10 +206,12 @@ def default_workers() -> int:
     return len(cuda_devices()) or min(2, usable_cores())
 
 
-def _run_environment(home: Path, addresses: Addresses) -> dict[str, str]:
+def _run_environment(home: Path, addresses: Addresses, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment that runs share with the worker and the fork server that start them."""
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-    return {**os.environ, **client_environment(home, addresses), **quiet, SOCKET_VARIABLE: str(home / "fork-server.sock")}
+    shared = {name: value for name, value in environment.items() if not name.startswith(PER_RUN_PREFIXES)}
+    of_each_run = {name: value for name, value in os.environ.items() if name.startswith(PER_RUN_PREFIXES)}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", SOCKET_VARIABLE: str(home / "fork-server.sock")}
+    return {**shared, **of_each_run, **client_environment(home, addresses, environment), **quiet}
 
 
 def cuda_devices() -> list[str]:

@@ -63,6 +63,7 @@ def launched_by_hand(pages: PrefectPages, finished: Study, study: Study) -> UUID
         return pages.submit(expect="scheduled") or None
 
     wait_for(submitted)
+    pages.leave()
     return wait_for(lambda: next((run.id for run in runs_of(study, name="study · ")), None))
 
 
@@ -96,8 +97,10 @@ def test_a_copied_run_retries_a_refused_gate_and_then_continues_past_it(finished
         pages.answer(run_id, "retry", {}, expect="Validation failed")
         assert state().is_paused(), "a retry that changes nothing is not worth a run"
         pages.answer(run_id, "retry", {"Retry with this many epochs": "2", "Your name": "ann"})
+        pages.leave()
         waits(2)
         pages.answer(run_id, "continue", {"Your name": "bob"})
+        pages.leave()
         wait_for(lambda: True if state().is_final() else None)
         assert state().is_completed(), state().message
         assert state().name == "Completed"

@@ -16,8 +16,6 @@ from transformers import AutoModelForCausalLM
 from clusterlora import engine
 from clusterlora.engine import ADAPTER_KINDS, AdapterJob, AdapterKind, Recipe, TrainingProgress, generate, train_adapters
 
-pytestmark = pytest.mark.numeric
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "engine.md").read_text(encoding="utf-8")
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -76,6 +74,7 @@ def kinds_of_the_page(monkeypatch: pytest.MonkeyPatch) -> dict[str, AdapterKind]
 
 
 @pytest.mark.whole
+@pytest.mark.numeric
 def test_a_kind_that_only_peft_knows_is_trained_resumed_and_asked_like_the_others(
     kinds_of_the_page: dict[str, AdapterKind], tiny_base_folder: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +91,7 @@ def test_a_kind_that_only_peft_knows_is_trained_resumed_and_asked_like_the_other
 
 
 @pytest.mark.whole
+@pytest.mark.numeric
 def test_a_variant_of_lora_shares_its_slots_and_is_what_peft_reads(
     kinds_of_the_page: dict[str, AdapterKind], tiny_base_folder: Path, tmp_path: Path
 ) -> None:

@@ -3,10 +3,12 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from deployments import fork_server
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+LOG = "log"
 IMPORTED = "colorsys"
 """A module that nothing else imports."""
 PROBE = f"""
@@ -45,13 +48,14 @@ def listening(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _listening(folder: Path, *imported: str, **variables: str) -> Iterator[dict[str, str]]:
-    socket = str(folder / "fork-server.sock")
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), fork_server.SOCKET_VARIABLE: socket}
+    address = str(folder / "fork-server.sock")
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), fork_server.SOCKET_VARIABLE: address}
     script = (
         "from deployments import fork_server; from pathlib import Path; "
-        f"fork_server._run(fork_server.listen(Path({socket!r}), {list(imported)!r}))"
+        f"fork_server._run(fork_server.listen(Path({address!r}), {list(imported)!r}))"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], env=env | variables, cwd=folder, start_new_session=True)
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", script], env=env | variables, cwd=folder, stderr=log, start_new_session=True)
     while not (folder / "fork-server.sock").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -104,6 +108,8 @@ def test_a_client_with_another_environment_or_without_a_server_runs_the_module_i
     run = _start({**listening, **changed}, folder, "4")
     assert run.communicate()[0] == "['4'] 4 True False __main__\n"
     assert run.returncode == 4
+    is_refused = "MKL_NUM_THREADS" in changed
+    assert (folder / LOG).read_text() == ("probe 4 imports its libraries itself: its environment differs in MKL_NUM_THREADS\n" * is_refused)
 
 
 @pytest.mark.whole  # a process of its own imports PyTorch
@@ -161,6 +167,22 @@ def test_signals_reach_the_run(listening: dict[str, str], folder: Path) -> None:
         _pids(run)
         run.terminate()
         assert run.wait() == 7
+
+
+def test_a_signal_that_comes_before_the_run_reaches_it(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, chdir(folder):
+        server.bind("fork-server.sock")
+        server.listen()
+        env = {**os.environ, "PYTHONPATH": str(CHECKOUT), fork_server.SOCKET_VARIABLE: str(folder / "fork-server.sock")}
+        with _start(env, folder, "0") as run:
+            connection, _ = server.accept()
+            run.terminate()
+            connection.sendall(b"y")
+            while connection.recv(4096)[-1] != signal.SIGTERM:
+                pass
+            connection.sendall((7 << 8).to_bytes(fork_server._LENGTH_BYTES))
+            assert run.wait() == 7
+            connection.close()
 
 
 def test_a_run_ends_when_whoever_asked_for_it_is_killed(listening: dict[str, str], folder: Path) -> None:

@@ -23,8 +23,6 @@ from clusterlora.settings import ClusteringSettings, DataSettings, Study, Synthe
 from clusterlora.stages.persona_signal import signal_of_data
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
 
-pytestmark = pytest.mark.numeric
-
 
 class WordsEmbedder:
     """A text is its words, each hashed to one of 128 numbers; of unit length."""
@@ -78,7 +76,7 @@ def planted(cluster_share: float, persona_share: float, seed: int) -> PersonaSig
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("seed", [101, *(pytest.param(seed, marks=pytest.mark.whole) for seed in (102, 103))])
+@pytest.mark.parametrize("seed", [pytest.param(101, marks=pytest.mark.numeric), 102, 103])
 def test_data_sets_are_ranked_by_their_planted_personal_share(seed: int):
     measured = [planted(cluster, persona, seed) for cluster, persona in ((0.0, 0.0), (0.2, 0.1), (0.5, 0.25))]
     for signals in (
@@ -93,6 +91,7 @@ def test_data_sets_are_ranked_by_their_planted_personal_share(seed: int):
 
 
 @pytest.mark.whole
+@pytest.mark.numeric
 def test_without_anything_personal_people_are_recognised_as_often_as_by_chance():
     hits = [planted(0.0, 0.0, seed).persona_beyond_prompts for seed in (101, 102, 103)]
     assert sum(hit.low <= hit.chance <= hit.high for hit in hits) >= 2
@@ -100,6 +99,7 @@ def test_without_anything_personal_people_are_recognised_as_often_as_by_chance()
 
 
 @pytest.mark.whole
+@pytest.mark.numeric
 def test_what_is_personal_but_not_shared_is_found_in_people_and_not_in_clusters():
     measured = planted(0.0, 0.6, 104)
     assert measured.persona_beyond_prompts.low > measured.persona_beyond_prompts.chance
@@ -289,6 +289,7 @@ def test_the_table_holds_every_number():
 
 
 @pytest.mark.whole
+@pytest.mark.numeric
 def test_dialogues_shuffled_between_personas_carry_no_persona_signal():
     synthetic = SyntheticSettings(cluster_sizes=(6, 12, 6, 8, 8), dialogues=20, seed=105)
     dataset = load(DataSettings(source="synthetic", train=12, val=6, test=2, synthetic=synthetic))
