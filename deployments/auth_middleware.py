@@ -1,9 +1,10 @@
 """ASGI middleware in front of both local servers: refuses foreign hosts and origins, checks passwords, and logs browsers in.
 
 Started by service_specs.py as `uvicorn --factory deployments.auth_middleware:prefect` and, through the entry point `mlflow.app` in
-pyproject.toml, as `mlflow server --app-name clusterlora`. It refuses, before a server sees the request: a Host header that is not a name of
-this server (DNS rebinding), requests of pages of other origins except plain links, and, at MLflow, requests without the password. Prefect
-checks its own password, because its pages must know that they need one. Requests that make a run ring the workers' bell (local_worker.py).
+pyproject.toml, as `mlflow server --app-name clusterlora` (mlflow_server.py). It refuses, before a server sees the request: a Host header
+that is not a name of this server (DNS rebinding), requests of pages of other origins except plain links, and, at MLflow, requests without
+the password. Prefect checks its own password, because its pages must know that they need one. Requests that make a run ring the workers'
+bell (local_worker.py).
 
 A login link contains a token that is valid once. Its page exchanges the token for the password and stores that per host and port: in local
 storage for Prefect's pages, in the browser's HTTP authentication cache for MLflow's. A cookie would be sent to every port of the machine,

@@ -143,7 +143,7 @@ def servers(home: Path, addresses: Addresses) -> tuple[ServiceSpec, ServiceSpec]
     mlflow = ServiceSpec(
         name="mlflow-server",
         argv=(
-            *(sys.executable, "-m", "mlflow", "server", "--app-name", "clusterlora", *listen, str(addresses.mlflow_port)),
+            *(sys.executable, "-m", "deployments.mlflow_server", "--app-name", "clusterlora", *listen, str(addresses.mlflow_port)),
             *("--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"),
             *("--artifacts-destination", str(home / "mlflow" / "artifacts")),
         ),

@@ -118,6 +118,14 @@ def test_a_dead_server_is_restarted_and_services_started_with_up_keep_running(st
     assert "stopping" not in story.lost + story.again
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a session's processes are not told")
+@pytest.mark.parametrize("name", ["prefect-server", "mlflow-server"])
+def test_a_server_is_one_process(story: Story, name: str) -> None:
+    leader = story.at_the_end.running[name].pid
+    folders = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    assert [folder.name for folder in folders if processes._stat(int(folder.name))[3:4] == [str(leader)]] == [str(leader)]
+
+
 def test_servers_refuse_requests_without_the_password(story: Story) -> None:
     passwords, addresses = story.home.passwords(), story.at_the_end.addresses
     doors = [(f"{addresses.prefect}/api/{path}", passwords["prefect"], b"{}") for path in PREFECT_ENDPOINTS]
