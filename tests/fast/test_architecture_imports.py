@@ -18,6 +18,7 @@ ENTRY_POINTS = (
     "deployments.restore",
     "deployments.launch",
     "deployments.local_worker",
+    "deployments.mlflow_server",
     "flows.",
 )
 
