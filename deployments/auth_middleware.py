@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from clusterlora.serving.origin_check import refusal_reason
-from deployments import passwords
+from deployments import passwords, services_state
 from deployments.passwords import USER
 from deployments.prefect_sqlite import queue_writers
 from deployments.service_specs import AUTH_VARIABLE, Addresses, bell_file
@@ -120,7 +120,9 @@ class AuthMiddleware:
         if request.method != "POST" or not passwords.redeem(self._home, self._server, (await request.body()).decode(errors="replace")):
             return PlainTextResponse("This link was used, or has expired. Get another one: clusterlora up\n", 403, no_cache)
         # Prefect's login page redirects to MLflow's with the same token, and that one back to Prefect.
-        port, path = (self._addresses.mlflow_port, ENTER) if self._server == "prefect" else (self._addresses.prefect_port, "/dashboard")
+        # That other server may have moved since this one was started: whoever has its port now would get the token.
+        ports = services_state.load(self._home).ports
+        port, path = (ports.mlflow_port, ENTER) if self._server == "prefect" else (ports.prefect_port, "/dashboard")
         return JSONResponse(
             {"server": self._server, "user": USER, "password": self._password, "port": port, "path": path}, headers=no_cache
         )

@@ -46,7 +46,7 @@ PRELOADED = (
     "prefect.events.clients",
     "prefect.logging.handlers",
 )
-PER_RUN_PREFIXES = ("PREFECT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+_PER_RUN_PREFIXES = ("PREFECT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """Prefixes of environment variables that no preloaded library reads at import. All others must be equal in the server and a run."""
 _CONNECT_SECONDS = 120.0
 """How long a client waits for a server that is still importing; importing everything itself would take as long."""
@@ -71,6 +71,9 @@ def main(argv: Sequence[str]) -> None:
     else:
         status = run_forked(ForkRequest(tuple(argv), dict(os.environ), str(Path.cwd())))
         if status is None:
+            if os.environ.get(SOCKET_VARIABLE):
+                sys.stderr.write("no fork server takes this run (logs/fork-server.log): it imports its libraries itself\n")
+                sys.stderr.flush()
             os.execv(sys.executable, [sys.executable, "-m", *argv])
         _exit_with(status)
 
@@ -245,7 +248,7 @@ def _exit_with(status: int) -> None:
 
 
 def _shared(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if not name.startswith(PER_RUN_PREFIXES)}
+    return {name: value for name, value in env.items() if not name.startswith(_PER_RUN_PREFIXES)}
 
 
 def _die_with_parent(parent: int) -> None:

@@ -13,15 +13,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from clusterlora import private_files
 from clusterlora.errors import BadSettings, ServiceDown
-from deployments import passwords, prefect_rest, processes, service_specs, services_state
+from deployments import passwords, prefect_rest, processes, service_specs, services_environment, services_state
 from deployments.processes import Process
 from deployments.service_specs import CHECKOUT, LOOPBACK, Addresses, ServiceSpec
 from deployments.services_state import ServicesState
@@ -47,7 +48,7 @@ class LocalServices:
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables through which a process finds these services."""
-        return service_specs.client_environment(self.home, self.addresses)
+        return service_specs.client_environment(self.home, self.addresses, services_environment.of_client(self.running))
 
     def login_link(self) -> str:
         """Return a link that logs a browser in at both servers, once."""
@@ -72,11 +73,11 @@ def up(
         log: receives one line per step.
 
     Raises:
-        BadSettings: `home` belongs to or is writable by another user, or running servers would have to listen on another address.
+        BadSettings: `home` belongs to or is writable by another user, running servers would have to listen on another address, or keep
+            results elsewhere than this command says.
         ServiceDown: a server did not start; the message contains the end of its log.
     """
     private_files.make_home(home)
-    private_files.make_home(service_specs.results_home())
     try:
         return _up(home, workers, host, user, log)
     except PortTaken as taken:
@@ -89,12 +90,17 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
         state = services_state.load(home)
         other_users = state.other_users(services_state.this_process())
         running = state.running()
+        services_environment.refuse_other_results(running)
+        # Before any of them is stopped: what is started now goes on by it.
+        environment = services_environment.of_services(running) or os.environ
+        private_files.make_home(service_specs.results_home(environment))
         state.stopping = False
-        state.workers = workers or state.workers
         state.ports = _with_host(_free_addresses(state.ports, running), running, host)
-        servers = service_specs.servers(home, state.ports)
-        environment = _environment_of(running)
-        worker_specs = service_specs.workers(home, state.ports, n_gpu_workers=state.workers, environment=environment)
+        servers = service_specs.servers(home, state.ports, environment)
+        specs_of = partial(service_specs.workers, home, state.ports, environment=environment)
+        if workers is None or _may_change(specs_of(n_gpu_workers=workers), running, other_users, log):
+            state.workers = workers or state.workers
+        worker_specs = specs_of(n_gpu_workers=state.workers)
         fork_server = service_specs.fork_server(home, state.ports, environment)
         fork_servers = (fork_server,) if fork_server else ()
         names = {spec.name for spec in (*servers, *fork_servers, *worker_specs)}
@@ -132,12 +138,6 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
             state.users[f"{user}, pid {os.getpid()}"] = services_state.this_process()
         state.save(home)
     return LocalServices(home, state.ports, running, tuple(started))
-
-
-def _environment_of(running: Mapping[str, Process]) -> Mapping[str, str]:
-    """Return the environment of the workers and the fork server that run; where none does, that of this command."""
-    names = (name for name in running if name == service_specs.FORK_SERVER or name.startswith("worker-"))
-    return next(filter(None, (processes.environment(running[name]) for name in names)), os.environ)
 
 
 @contextmanager
@@ -266,6 +266,27 @@ def _unfinished_runs(home: Path, state: ServicesState) -> tuple[str, ...]:
         return ()
     pids = {run["name"]: run["infrastructure_pid"] for run in runs if run["deployment_id"]}
     return tuple(name for name, pid in pids.items() if pid is None or is_flow_process(int(pid)))
+
+
+def _may_change(
+    specs: Sequence[ServiceSpec], running: dict[str, Process], other_users: tuple[str, ...], log: Callable[[str], None]
+) -> bool:
+    """Stop workers that are to have other devices or threads than they have, if nobody else uses them; return whether there may be others.
+
+    Beside one that stays as it is, new ones would work on its devices, or all together on more cores than there are.
+    """
+    changed = [spec.name for spec in specs if spec.name in running and _differs(spec, running[spec.name])]
+    if changed and other_users:
+        log(f"the workers stay as they are for {', '.join(other_users)}")
+        return False
+    processes.stop([running.pop(name) for name in changed])
+    return True
+
+
+def _differs(spec: ServiceSpec, process: Process) -> bool:
+    environment = processes.environment(process)
+    names = (service_specs.DEVICES_VARIABLE, service_specs.THREADS_VARIABLE)
+    return bool(environment) and any(environment.get(name) != spec.env.get(name) for name in names)
 
 
 def _stop_surplus(

@@ -15,14 +15,20 @@ from pathlib import Path
 
 from clusterlora.errors import BadSettings
 from deployments import passwords
-from deployments.fork_server import PER_RUN_PREFIXES, SOCKET_VARIABLE
+from deployments.fork_server import SOCKET_VARIABLE
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 LOOPBACK = "127.0.0.1"
 AUTH_VARIABLE = "CLUSTERLORA_AUTH_MIDDLEWARE"
 """Environment variable with the configuration of auth_middleware.py as JSON: the home of the services and their addresses."""
+HOME_VARIABLE, DATABASE_VARIABLE = "CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"
+DEVICES_VARIABLE, THREADS_VARIABLE = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 FORK_SERVER = "fork-server"
+
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of every period that the processes of a container may compute, as `docker run --cpus` sets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +73,15 @@ def checked_host(host: str) -> str:
         raise BadSettings(f"--host {host!r} is not an IP address; write 127.0.0.1, 0.0.0.0, or an address of this machine") from None
 
 
+def results_of(environment: Mapping[str, str]) -> tuple[Path, str]:
+    """Return the folder of the studies' results and the address of their database, as an environment has them."""
+    folder = results_home(environment)
+    return folder, environment.get(DATABASE_VARIABLE) or f"sqlite:///{folder / 'clusterlora.db'}"
+
+
 def results_home(environment: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of the studies' results: CLUSTERLORA_HOME, else `studies` in the checkout."""
-    return Path(os.path.realpath(environment.get("CLUSTERLORA_HOME") or CHECKOUT / "studies"))
+    return Path(os.path.realpath(environment.get(HOME_VARIABLE) or CHECKOUT / "studies"))
 
 
 def prefect_home(home: Path) -> Path:
@@ -84,8 +96,7 @@ def bell_file(home: Path) -> Path:
 
 def client_environment(home: Path, addresses: Addresses, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment variables of clients of the services; what `environment` says of folder and database holds."""
-    results, programs = results_home(environment), str(Path(sys.executable).parent)
-    others = [folder for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder != programs]
+    results, database = results_of(environment)
     return {
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_HOME": str(prefect_home(home)),
@@ -99,11 +110,11 @@ def client_environment(home: Path, addresses: Addresses, environment: Mapping[st
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
-        "CLUSTERLORA_HOME": str(results),
+        HOME_VARIABLE: str(results),
         "CLUSTERLORA_STACK_HOME": str(home),
-        "CLUSTERLORA_DATABASE_URL": environment.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}",
+        DATABASE_VARIABLE: database,
         # The work pools run `python`: it must be this one, even if the virtual environment is not activated.
-        "PATH": os.pathsep.join([programs, *others]),
+        "PATH": _with_our_programs(environment.get("PATH", os.defpath)),
         **passwords.load_or_create(home).client_environment(),
     }
 
@@ -118,10 +129,23 @@ _SELDOM = {
 """What Prefect's server looks for every 5 seconds by default; each look of an idle server costs CPU time."""
 
 
-def servers(home: Path, addresses: Addresses) -> tuple[ServiceSpec, ServiceSpec]:
-    """Return the Prefect server and the MLflow server, whose files are all under `home`."""
+_OF_SERVICES = frozenset(
+    {
+        *(AUTH_VARIABLE, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_UI_API_URL", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"),
+        *("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "PREFECT_WORKER_QUERY_SECONDS", *_SELDOM),
+    }
+)
+"""Variables that one kind of service has beside those of the shell and of all clients."""
+
+
+def servers(home: Path, addresses: Addresses, environment: Mapping[str, str] = os.environ) -> tuple[ServiceSpec, ServiceSpec]:
+    """Return the Prefect server and the MLflow server, whose files are all under `home`.
+
+    Args:
+        environment: that of the services that run already, by which those that replace dead ones go on.
+    """
     auth = json.dumps({"home": str(home), "addresses": asdict(addresses)})
-    env = {**os.environ, **client_environment(home, addresses), AUTH_VARIABLE: auth}
+    env = {**environment, **client_environment(home, addresses, environment), AUTH_VARIABLE: auth}
     listen = ("--host", addresses.host, "--port")
     prefect = ServiceSpec(
         name="prefect-server",
@@ -157,12 +181,12 @@ def fork_server(home: Path, addresses: Addresses, environment: Mapping[str, str]
     """Return the process that forks runs; None on platforms where forking is not safe, and each run imports its libraries itself.
 
     Args:
-        environment: as of `workers`.
+        environment: as of `servers`.
     """
     if sys.platform != "linux":
         return None
     # One thread: a thread pool of a library does not survive a fork.
-    env = {**_run_environment(home, addresses, environment), "OMP_NUM_THREADS": "1"}
+    env = {**_run_environment(home, addresses, environment), THREADS_VARIABLE: "1"}
     return ServiceSpec(FORK_SERVER, (sys.executable, "-m", "deployments.fork_server"), env)
 
 
@@ -174,23 +198,22 @@ def workers(
     At most half as many workers as devices see several each, which `model.device_map=auto` spreads a base over.
 
     Args:
-        environment: that of the services that run already, by which those that replace dead ones go on: this command may have another, and
-            where the fork server and a worker differ, no run is forked.
+        environment: as of `servers`.
     """
     # How often a worker looks whether it is time to ask the server.
     env = {**_run_environment(home, addresses, environment), "PREFECT_WORKER_QUERY_SECONDS": "0.5"}
     specs = [_worker("cpu", "cpu", limit=4, env=env)]
-    devices = cuda_devices()
+    devices = cuda_devices(environment)
     if devices:
         specs += [
-            _worker("gpu", f"gpu-{index}", limit=1, env={**env, "CUDA_VISIBLE_DEVICES": ",".join(share)})
+            _worker("gpu", f"gpu-{index}", limit=1, env={**env, DEVICES_VARIABLE: ",".join(share)})
             for index, share in enumerate(_shares(devices, n_gpu_workers or len(devices)))
         ]
         return tuple(specs)
-    n_workers = n_gpu_workers or default_workers()
+    n_workers = n_gpu_workers or default_workers(environment)
     # Two training runs that each use all cores slow each other down several times.
     threads = str(max(1, usable_cores() // n_workers))
-    specs += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, "OMP_NUM_THREADS": threads}) for index in range(n_workers)]
+    specs += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, THREADS_VARIABLE: threads}) for index in range(n_workers)]
     return tuple(specs)
 
 
@@ -201,22 +224,42 @@ def _shares(devices: Sequence[str], n_workers: int) -> list[Sequence[str]]:
     return [devices[start : start + n_each] for start in range(0, n_each * min(n_workers, len(devices)), n_each)]
 
 
-def default_workers() -> int:
+def default_workers(environment: Mapping[str, str] = os.environ) -> int:
     """Return how many workers of the gpu pool there are where nobody says how many: one per GPU; without any two, or one on one core."""
-    return len(cuda_devices()) or min(2, usable_cores())
+    return len(cuda_devices(environment)) or min(2, usable_cores())
 
 
 def _run_environment(home: Path, addresses: Addresses, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment that runs share with the worker and the fork server that start them."""
-    shared = {name: value for name, value in environment.items() if not name.startswith(PER_RUN_PREFIXES)}
-    of_each_run = {name: value for name, value in os.environ.items() if name.startswith(PER_RUN_PREFIXES)}
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", SOCKET_VARIABLE: str(home / "fork-server.sock")}
-    return {**shared, **of_each_run, **client_environment(home, addresses, environment), **quiet}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    socket_file = str(home / "fork-server.sock")
+    return {**environment, **client_environment(home, addresses, environment), **quiet, SOCKET_VARIABLE: socket_file}
 
 
-def cuda_devices() -> list[str]:
+def without_own(environment: Mapping[str, str], *, keeps_devices: bool) -> dict[str, str]:
+    """Return a service's environment without what only that kind of service has.
+
+    Args:
+        keeps_devices: its devices and threads are those of the shell that started it, not its own; else this process's take their place.
+    """
+    own = {name: value for name, value in environment.items() if name not in _OF_SERVICES}
+    if keeps_devices:
+        return own
+    devices = {name: os.environ[name] for name in (DEVICES_VARIABLE, THREADS_VARIABLE) if name in os.environ}
+    return {name: value for name, value in own.items() if name not in (DEVICES_VARIABLE, THREADS_VARIABLE)} | devices
+
+
+def _with_our_programs(path: str) -> str:
+    """Return a PATH whose first folder has this Python, be it under another spelling."""
+    programs, folders = str(Path(sys.executable).parent), path.split(os.pathsep)
+    if os.path.realpath(folders[0]) == os.path.realpath(programs):
+        return path
+    return os.pathsep.join([programs, *(folder for folder in folders if folder != programs)])
+
+
+def cuda_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the values for CUDA_VISIBLE_DEVICES, one per usable GPU or MIG slice; empty without a GPU."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = environment.get(DEVICES_VARIABLE)
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
     tool = shutil.which("nvidia-smi")
@@ -228,7 +271,17 @@ def cuda_devices() -> list[str]:
 
 def usable_cores() -> int:
     """Return the number of cores this process may use; `taskset`, a job scheduler or a container may restrict it."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(cores, _quota()))
+
+
+def _quota() -> int:
+    """Return the cores whose time the control group of this process may take, rounded up; any number where it has no limit."""
+    try:
+        quota, period = _QUOTA.read_text(encoding="ascii").split()
+        return sys.maxsize if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return sys.maxsize
 
 
 def free_port() -> int:

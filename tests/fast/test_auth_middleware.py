@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deployments import passwords
+from deployments import passwords, services_state
 from deployments.auth_middleware import AuthMiddleware
 from deployments.service_specs import Addresses, bell_file
 
@@ -197,6 +198,14 @@ def test_a_login_link_gives_each_servers_password_once(visitor: Visitor) -> None
         again = visitor.asks("/enter", server=server, method="POST", body=token)
         assert again.status == 403
         assert getattr(stored, server) not in again.body
+
+
+@pytest.mark.parametrize(("server", "port"), [("prefect", 5300), ("mlflow", 4300)])
+def test_a_login_goes_on_where_the_other_server_is_now(visitor: Visitor, server: str, port: int) -> None:
+    """Whoever has the port of before would get a token that is still good for one password."""
+    services_state.ServicesState(Addresses(4300, 5300)).save(visitor.home)
+    token = passwords.create_login_token(visitor.home)
+    assert json.loads(visitor.asks("/enter", server=server, method="POST", body=token).body)["port"] == port
 
 
 @pytest.mark.parametrize("token", ["", "x", "../passwords.json", "\0", "é" * 1000])

@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -25,7 +25,6 @@ from deployments.processes import Process
 from deployments.service_specs import Addresses
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(3600)")
-REAL = service_specs.workers, service_specs.fork_server
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +248,7 @@ def test_status_and_down_report_nothing_where_nothing_was_started(tmp_path: Path
 
 
 def test_a_server_that_dies_at_its_start_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(home: Path, addresses: Addresses) -> tuple[service_specs.ServiceSpec, ...]:
+    def broken(*_: object) -> tuple[service_specs.ServiceSpec, ...]:
         argv = (sys.executable, "-c", "raise SystemExit('no space left on device')")
         return (service_specs.ServiceSpec("prefect-server", argv, os.environ, health="http://127.0.0.1:9/health"),)
 
@@ -266,7 +265,7 @@ PAGE = "import http.server as http, sys; http.test(http.SimpleHTTPRequestHandler
 def small_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the servers by small HTTP servers and the workers by sleeping processes; nothing is deployed."""
 
-    def servers(home: Path, addresses: Addresses) -> tuple[service_specs.ServiceSpec, ...]:
+    def servers(_home: Path, addresses: Addresses, _environment: Mapping[str, str]) -> tuple[service_specs.ServiceSpec, ...]:
         ports = {"prefect-server": addresses.prefect_port, "mlflow-server": addresses.mlflow_port}
         return tuple(
             service_specs.ServiceSpec(name, (sys.executable, "-c", PAGE, str(port)), os.environ, health=f"http://127.0.0.1:{port}/")
@@ -326,46 +325,6 @@ def test_up_restarts_dead_processes_keeps_running_ones_and_avoids_used_ports(tmp
     assert set(stopped) == {"prefect-server", "mlflow-server", "worker-gpu"}
     assert local_services.status(tmp_path) is None
     assert local_services.dead_processes(tmp_path) == ()
-
-
-@pytest.mark.whole
-@pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
-@pytest.mark.usefixtures("small_servers")
-@pytest.mark.parametrize("dead", ["worker-cpu", "worker-gpu-0", "fork-server"])
-def test_what_replaces_a_dead_process_has_the_environment_of_the_others_so_that_runs_are_still_forked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: str
-) -> None:
-    """A study that follows its runs has the environment of the services, a later command that of its own shell."""
-    real_workers, real_fork_server = REAL
-    monkeypatch.setattr(
-        service_specs, "workers", lambda *args, **options: [replace(one, argv=SLEEP) for one in real_workers(*args, **options)]
-    )
-
-    def forks_nothing(*args: Any) -> service_specs.ServiceSpec:
-        spec = real_fork_server(*args)
-        assert spec is not None
-        return replace(spec, argv=SLEEP)
-
-    monkeypatch.setattr(service_specs, "fork_server", forks_nothing)
-    monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", "sqlite:////first.db")
-    monkeypatch.setenv("OLDPWD", "/first")
-    monkeypatch.setattr(service_specs, "default_workers", lambda: 2)
-    first = started(tmp_path, service_specs.free_port(), service_specs.free_port())
-    try:
-        for name, value in {**first.environment(), "TERM": "another", "PATH": f"/another:{os.environ['PATH']}"}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("OLDPWD")
-        monkeypatch.delenv("CLUSTERLORA_DATABASE_URL")
-        processes.stop([first.running[dead]], patience_seconds=0)
-        second = local_services.up(tmp_path, log=lambda _: None)
-        assert second.started == (dead,)
-        others = [name for name in second.running if name.startswith("worker-") or name == "fork-server"]
-        assert len(others) == 4
-        shared = [fork_server._shared(processes.environment(second.running[name])) for name in others]
-        assert all(one == shared[0] for one in shared)
-        assert shared[0]["CLUSTERLORA_DATABASE_URL"] == "sqlite:////first.db"
-    finally:
-        local_services.down(tmp_path)
 
 
 def test_the_folder_of_our_programs_is_first_in_the_path_and_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
