@@ -79,7 +79,7 @@ ENGLISH = frozenset(
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model with a cache: each distinct text is embedded once."""
+    """A sentence-transformers model that remembers the embeddings of the `CACHE_SIZE` texts that were asked for last."""
 
     def __init__(self, name: str, revision: str, model: "SentenceTransformer") -> None:
         self.name = name
@@ -93,7 +93,9 @@ class SentenceEmbedder:
         vectors = np.zeros((len(row_by_text), self._dimensions), dtype=np.float32)
         uncached: list[str] = []
         for text, row in row_by_text.items():
-            if (vector := self._cache.get(text)) is not None:
+            if (vector := self._cache.pop(text, None)) is not None:
+                # Last again: references come with every method, answers once, and what has waited longest is dropped.
+                self._cache[text] = vector
                 vectors[row] = vector
             else:
                 uncached.append(text)

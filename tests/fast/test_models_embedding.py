@@ -83,7 +83,7 @@ def test_each_different_text_is_embedded_once_and_rows_keep_their_order(at_once:
     assert model.asked == ["a", "bb", "ab"]
 
 
-def test_memory_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_and_forgets_what_was_asked_for_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "CACHE_SIZE", 2)
     model = LettersModel()
     embedder = SentenceEmbedder("letters", "1", model)  # pyright: ignore[reportArgumentType]
@@ -92,6 +92,16 @@ def test_memory_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatc
     assert model.asked == ["a", "aa", "aaa"]
     embedder.encode(["a"])
     assert model.asked == ["a", "aa", "aaa", "a"]
+
+
+def test_references_that_every_method_is_compared_with_stay_in_memory_beside_new_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "CACHE_SIZE", 6)
+    model = LettersModel()
+    embedder = SentenceEmbedder("letters", "1", model)  # pyright: ignore[reportArgumentType]
+    references = ["a", "aa", "aaa"]
+    for method in range(5):
+        embedder.encode([*references, "b" * (method + 1), "b" * (method + 1) + "a"])
+    assert [model.asked.count(one) for one in references] == [1, 1, 1]
 
 
 def test_no_texts_give_an_empty_array() -> None:
