@@ -19,7 +19,9 @@ def of_services(running: Mapping[str, Process]) -> Mapping[str, str] | None:
     another database.
     """
     for name in (*(name for name in _TOLD_BY if name in running), *running):
-        if environment := processes.environment(running[name]):
+        environment = processes.environment(running[name])
+        # Every service has it; a process may have written its title over the others.
+        if HOME_VARIABLE in environment:
             return service_specs.without_own(environment, keeps_devices=name in _TOLD_BY)
     return None
 
