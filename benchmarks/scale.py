@@ -22,8 +22,9 @@ _WORDS = """Training dominates. Rows take hours, weights take storage, and memor
 
 **Sharded**
 
-- Trainings and evaluations are distributed over `runtime.shards` runs. A run names its adapters in its parameters, of which Prefect
-  refuses more than {parameters} kB: at least {shards} shards for a million. One shard per GPU and hour of training is more sensible.
+- Trainings and evaluations are distributed over `runtime.shards` runs: left open, one for each worker of the pool when the study begins,
+  and two at least. A run names its adapters in its parameters, of which Prefect refuses more than
+  {parameters} kB: at least {shards} shards for a million. One shard per GPU and hour of training is more sensible.
 - Studies are the larger shard: one per region or tenant of some ten thousand personas, all on one database. Each study then has its own
   unified adapter and clusters; an adapter that two studies need alike is trained once.
 - The study database is one PostgreSQL; answers and scores are keyed by a digest and can be partitioned by study. SQLite is for one

@@ -98,9 +98,10 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many workers were there for trainings when the study was last started."""
+    """Workers that were there for trainings when the study was last started, and shards as decided when it was started first."""
 
     n: int
+    n_shards: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,8 @@ NEUTRAL_PROMPT = "You are a helpful assistant."
 EMBEDDED_BASE = "homelm"
 """The base model inside this package, which knows nothing but the synthetic people's talk about homes."""
 
-MOST_PEOPLE, MOST_DIALOGUES, MOST_TOKENS, MOST_MINUTES = 1_000_000, 1_000_000, 1_048_576, 1_000_000
-"""More people, dialogues of a person, tokens of a sequence or minutes of a study are a slip of the hand."""
+MOST_PEOPLE, MOST_DIALOGUES, MOST_TOKENS, MOST_MINUTES, MOST_SHARDS = 1_000_000, 1_000_000, 1_048_576, 1_000_000, 1024
+"""More people, dialogues of a person, tokens of a sequence, minutes or shards of a study are a slip of the hand."""
 LEAST_LENGTH, LEAST_ANSWER = 32, 4
 """Tokens of a sequence and of an answer below which nothing can be asked or said."""
 
@@ -240,8 +240,8 @@ class RuntimeSettings:
 
     gpu_pool: str = "gpu"
     """Work pool of training and evaluation runs."""
-    shards: Annotated[int, Ge(1), Le(1024)] = 2
-    """Number of runs into which per-persona training and evaluation are divided."""
+    shards: Annotated[int, Ge(1), Le(MOST_SHARDS)] | None = None
+    """Runs into which training and evaluation are divided. Empty: as many as gpu_pool has workers when the study begins, at least 2."""
     micro_batch: Annotated[int, Ge(1), Le(MOST_ROWS)] | None = None
     """Dialogues per forward pass; empty means the whole batch. Halved automatically when memory runs out."""
     gradient_checkpointing: bool = False

@@ -64,7 +64,7 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
         signal = measure_persona_signal.submit(name)
         scale = measure_scale.submit(name, return_state=False, wait_for=[signal])
         if config.tune:
-            tune(name, config.runtime.shards)
+            tune(name)
         show_status(name, "at the gate")
 
         gate(name)
@@ -77,7 +77,7 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
             record_decision(name, suspend_flow_run(wait_for_input=form, key=key, timeout=PATIENCE_SECONDS))
             gate(name)
         if config.tune:
-            tune(name, config.runtime.shards)
+            tune(name)
         while True:
             for groups in groups_after_gate(name):
                 train_all(name, groups)
@@ -85,7 +85,7 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
                 break
         show_status(name, "trained")
 
-        evaluate_all(name, parts=parts_after_training(name), shards=config.runtime.shards)
+        evaluate_all(name, parts=parts_after_training(name))
         signal.result()
         scale.result()
         conclusion = compare(name)

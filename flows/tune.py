@@ -8,17 +8,16 @@ from tasks.tuning import choose, plan_tuning
 
 
 @flow(name="tune", flow_run_name="tune · {study_name}")
-def tune(study_name: str, shards: int) -> None:
+def tune(study_name: str) -> None:
     """Choose the recipe of every method whose turn it is: before the gate of those that it judges, after it of all others.
 
     Args:
         study_name: A study that exists, with its personas grouped.
-        shards: Runs into which the answers of a step are divided.
     """
     with tags(study_tag(study_name)):
         while step := plan_tuning(study_name):
             number, waves = step
             for groups in waves:
                 train_all(study_name, groups)
-            evaluate_all(study_name, parts=("tuning",), shards=shards, step=number)
+            evaluate_all(study_name, parts=("tuning",), step=number)
             choose(study_name, number)

@@ -6,6 +6,7 @@ from prefect.futures import PrefectFuture, wait
 
 from clusterlora.requests import EvaluationPart, EvaluationRequest, TrainingGroup
 from tasks.dispatch import dispatch_evaluation, dispatch_training
+from tasks.planning import shards_of
 
 
 def train_all(study_name: str, groups: Iterable[TrainingGroup], *, after: str | None = None) -> None:
@@ -21,11 +22,12 @@ def train_all(study_name: str, groups: Iterable[TrainingGroup], *, after: str | 
     _all_of(futures)
 
 
-def evaluate_all(study_name: str, *, parts: Iterable[EvaluationPart] = ("test",), shards: int, step: int | None = None) -> None:
+def evaluate_all(study_name: str, *, parts: Iterable[EvaluationPart] = ("test",), step: int | None = None) -> None:
     """Answer every shard of each part in a run of its own, one part after another; raise a part's first failure after all its runs."""
+    n_shards = shards_of(study_name)
     for part in parts:
         requests = [
-            EvaluationRequest(study_name=study_name, part=part, shard=shard, shards=shards, step=step) for shard in range(1, shards + 1)
+            EvaluationRequest(study_name=study_name, part=part, shard=shard, shards=n_shards, step=step) for shard in range(1, n_shards + 1)
         ]
         _all_of([dispatch_evaluation.submit(request) for request in requests])
 

@@ -40,6 +40,12 @@ def parts_after_training(context: TaskContext, study_name: str) -> tuple[Evaluat
     return ("choices", "test") if any(METHODS[name].retrieves for name in methods) else ("test",)
 
 
+@study_task("how many shards · {study_name}")
+def shards_of(context: TaskContext, study_name: str) -> int:
+    """Return into how many runs the study's answers are divided."""
+    return read_state(study_name, context.stores).n_shards
+
+
 @study_task("refused? · {study_name}")
 def criteria_not_met(context: TaskContext, study_name: str) -> tuple[str, ...]:
     """Return the criteria that the last configuration missed, when the gate refused; empty otherwise."""

@@ -36,5 +36,5 @@ def next_gate_step(state: StudyState) -> GateStep | None:
         cluster=plan.judged,
         waves=gate_groups(state, plan),
         estimates_power=state.power is None,
-        answers_baseline="baseline" in study.methods and study.runtime.shards > 1,
+        answers_baseline="baseline" in study.methods and state.n_shards > 1,
     )

@@ -26,8 +26,16 @@ from clusterlora.metadata import (
 from clusterlora.methods import METHODS
 from clusterlora.planning.cut import studied_dataset
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import PreparedStudy, Rung
+from clusterlora.settings import MOST_SHARDS, PreparedStudy, Rung
 from clusterlora.values import Attempt, Clustering, Dataset, Dialogue, TrainedAdapter, Verdict
+
+
+def default_shards(n_workers: int) -> int:
+    """Return into how many runs a study divides its work on so many workers, where its settings leave that open: one for each.
+
+    Two on one worker, as on two: what is trained together, and with it the last digits of a table, then is the same on both.
+    """
+    return min(max(2, n_workers), MOST_SHARDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +70,8 @@ class StudyState:
     """What was left of the data so that the study ends within its minutes; None where all are used."""
     n_workers: int = 1
     """Workers that were there for trainings when the study was last started."""
+    decided_shards: int = default_shards(1)
+    """Shards of a study whose settings leave them open, decided when it was first started."""
     tuning: Tuning | None = None
     """The recipes that are tried and how they did; None where nothing is tuned."""
     start: RefreshStart | None = None
@@ -75,6 +85,11 @@ class StudyState:
     def name(self) -> str:
         """The study's name."""
         return self.settings.name
+
+    @property
+    def n_shards(self) -> int:
+        """Runs into which per-persona training and evaluation are divided; the names of groups depend on it."""
+        return self.settings.runtime.shards or self.decided_shards
 
     @property
     def dataset(self) -> Dataset:
@@ -101,6 +116,7 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
     studies = stores.studies
     clustering = studies.clustering(study_name)
     page, news = studies.metadata(study_name, TrackerPage), studies.metadata(study_name, News)
+    workers = studies.metadata(study_name, Workers) or Workers(1)
     return StudyState(
         settings=_possible(studies.study(study_name), clustering),
         status=studies.status(study_name),
@@ -120,7 +136,8 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
         page=page.address if page else None,
         probe=studies.metadata(study_name, Probe),
         cut=studies.metadata(study_name, Cut),
-        n_workers=(studies.metadata(study_name, Workers) or Workers(1)).n,
+        n_workers=workers.n,
+        decided_shards=workers.n_shards,
         tuning=studies.metadata(study_name, Tuning),
         start=studies.metadata(study_name, RefreshStart),
         news=news,

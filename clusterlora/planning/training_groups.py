@@ -83,7 +83,7 @@ def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> 
         specs = [spec for spec in trained if (spec.recipe.kind == "prefix") == are_prefixes]
         name, words = (f"tuning-{plan.step}-{group}", f"tuning {plan.step}, {title}") if plan.step else (group, title)
         work = {spec: 0 if spec.name in before else _work(spec) for spec in specs}
-        bins = partition_by_load(work, state.settings.runtime.shards)
+        bins = partition_by_load(work, state.n_shards)
         for number, shard in enumerate(bins, start=1):
             in_shard = [spec.name for spec in shard if spec.name in names]
             for k in sorted({wave_of[one] for one in in_shard}):

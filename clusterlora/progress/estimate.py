@@ -76,17 +76,17 @@ def estimate(state: StudyState) -> Estimate | None:
     work = remaining_work(state, probe.lengths)
     tried = {verdict.rung for verdict in state.verdicts}
     n_further = len([rung for rung in worth_trying(state) if rung.name not in tried]) - 1
-    return expected(work, probe, state.n_workers, state.settings, n_further_rungs=max(0, n_further))
+    return expected(work, probe, state.n_workers, state.settings, n_shards=state.n_shards, n_further_rungs=max(0, n_further))
 
 
-def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, n_further_rungs: int = 0) -> Estimate:
+def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, n_shards: int, n_further_rungs: int = 0) -> Estimate:
     """Return the seconds that work takes on so many workers.
 
     A run begins as long after it is asked for as the probe's did, else RUN_SECONDS, and loads the base model. The fan-out and the answers
     are divided over the study's shards, and runs go to free workers, longest first.
     """
     rates, begin = probe.rates, (RUN_SECONDS if probe.begin is None else probe.begin) + probe.rates.load
-    n_parallel = max(1, min(n_workers, study.runtime.shards))
+    n_parallel = max(1, min(n_workers, n_shards))
     scoring = begin + rates.warm + work.texts_per_run * rates.embed
     gate = 0.0
     busy: list[float] = []
@@ -104,10 +104,10 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
         + scoring
         + answering_seconds(work.gate_answers, probe, study)
     )
-    waves = [[begin + trained_seconds(tokens, rates) for tokens in _shards(wave, study.runtime.shards)] for wave in work.fan_out if wave]
+    waves = [[begin + trained_seconds(tokens, rates) for tokens in _shards(wave, n_shards)] for wave in work.fan_out if wave]
     fan_out = sum(_makespan(wave, n_workers) for wave in waves)
     tuning = sum(
-        _makespan([begin + trained_seconds(tokens, rates) for tokens in _shards(tokens_of_step, study.runtime.shards)], n_workers)
+        _makespan([begin + trained_seconds(tokens, rates) for tokens in _shards(tokens_of_step, n_shards)], n_workers)
         + begin
         + rates.warm
         + answering_seconds(answering, probe, study) / n_parallel
@@ -274,14 +274,24 @@ def cheaper(state: StudyState) -> tuple[tuple[str, float], ...]:
     ]
     if state.tuning is not None:
         options.append(("nothing tuned (without --tune)", replace(state, tuning=None)))
+    if state.n_shards < (n := state.n_workers):
+        options.append(
+            (
+                f"a run for each worker (runtime.shards={n})",
+                replace(state, settings=replace(study, runtime=replace(study.runtime, shards=n))),
+            )
+        )
     if generates(study.evaluation.metrics):
         losses = replace(study.evaluation, metrics=("nll",), headline="nll", selection_metric="nll", second_headline=None)
         without = replace(state, settings=replace(study, evaluation=losses))
         options.append((f"nothing generated, the loss alone ({nll_settings(study)})", without))
-    seconds = [(what, expected(remaining_work(one, probe.lengths), probe, state.n_workers, one.settings).total) for what, one in options]
+    seconds = [
+        (what, expected(remaining_work(one, probe.lengths), probe, state.n_workers, one.settings, n_shards=one.n_shards).total)
+        for what, one in options
+    ]
     if probe.device.startswith("cpu") and study.model.base in GPU_RATES and study.model.quantisation == "none":
         gpu, rates = _gpu_rates(study, probe)
-        on_gpu = expected(remaining_work(state, probe.lengths), replace(probe, rates=rates), 1, study)
+        on_gpu = expected(remaining_work(state, probe.lengths), replace(probe, rates=rates), 1, study, n_shards=state.n_shards)
         seconds.append((f"{gpu}, at the rates of docs/gpu.md", on_gpu.total))
     return tuple((what, one) for what, one in seconds if one < _WORTH_SAYING * whole.total)
 
@@ -331,6 +341,8 @@ def sentences(state: StudyState) -> tuple[str, ...]:
     }
     shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds >= 1)
     workers = "1 worker" if state.n_workers == 1 else f"{state.n_workers} workers"
+    if state.n_shards < state.n_workers:
+        workers += f", of which {state.n_shards} share fan-out and evaluation (runtime.shards={state.n_shards})"
     basis = "what has run so far" if state.verdicts else f"a probe of {duration(state.probe.seconds)}"
     lines = [f"about {duration(left.total)} to go on {workers} ({state.probe.device}), by {basis}: {shown}"]
     if not state.verdicts and (cut := cut_sentence(state)):

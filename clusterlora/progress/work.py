@@ -74,7 +74,7 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     judged = tuple(name for name in plan.with_needs(gate_adapters(plan)) if name not in trained) if judging else ()
     bare = AdapterComposition()
     tests = _pairs(state, plan)
-    baseline_first = judging and any(composition == bare for _, composition in tests) and state.settings.runtime.shards > 1
+    baseline_first = judging and any(composition == bare for _, composition in tests) and state.n_shards > 1
     beside = [pair for pair in tests if pair[1] == bare] if baseline_first else []
     done = frozenset(pair for pair in tests if pair[1] == bare) if baseline_first or _answered_baseline(state) else frozenset()
     candidates = plan.specs[judged_adapters(plan)[0]].persona_ids if judging else ()

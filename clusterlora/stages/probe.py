@@ -28,7 +28,7 @@ from clusterlora.metadata import MeanTokens, Probe, Provenance, Rates, Workers
 from clusterlora.models.base import BaseModel
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import REFERENCE
-from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.study_state import StudyState, default_shards, read_state
 from clusterlora.ports.run_log import RunLog, SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.estimate import ending_seconds
@@ -89,16 +89,18 @@ def record_begin(study_name: str, took: float, worked: float, stores: Stores) ->
 
 
 def ready(study_name: str, n_workers: int, stores: Stores, log: RunLog, *, running: bool = True) -> StudyState:
-    """Return the state of a study that was probed, its workers recorded; before it begins, it is cut to the minutes that it may take.
+    """Return the state of a study that was probed, its workers and shards recorded; before it begins, it is cut to the minutes it may take.
 
     Args:
         running: as of `prepare_study`.
     """
-    cut = cut_to_time(replace(read_state(study_name, stores), n_workers=n_workers))
+    before = stores.studies.metadata(study_name, Workers)
+    workers = Workers(n_workers, default_shards(n_workers) if before is None else before.n_shards)
+    cut = cut_to_time(replace(read_state(study_name, stores), n_workers=workers.n, decided_shards=workers.n_shards))
     if cut is not None:
         stores.studies.save_metadata(study_name, cut)
     # Recorded last: who follows the study reads from it that all is known.
-    stores.studies.save_metadata(study_name, Workers(n_workers))
+    stores.studies.save_metadata(study_name, workers)
     state = read_state(study_name, stores)
     if state.settings.minutes is not None and state.probe is None:
         log.note(f"minutes = {state.settings.minutes:g}: nothing is left out, since it is not known how long the study will take")

@@ -17,9 +17,11 @@ def as_decided(study: Study, recorded: PreparedStudy) -> PreparedStudy:
         system_prompt=recorded.model.system_prompt if study.model.system_prompt is None else study.model.system_prompt,
         template_date=study.model.template_date or recorded.model.template_date,
     )
+    # The names of groups, by which attempts are counted, depend on it.
+    runtime = replace(study.runtime, shards=study.runtime.shards or recorded.runtime.shards)
     dtype = recorded.model.dtype if model.dtype == "auto" else model.dtype
     lengths = Lengths(recorded.model.max_length, recorded.evaluation.max_new_tokens)
-    return prepared(replace(study, model=model), dtype, lengths)
+    return prepared(replace(study, model=model, runtime=runtime), dtype, lengths)
 
 
 def refuse_other_settings(recorded: PreparedStudy, study: PreparedStudy) -> None:

@@ -28,7 +28,7 @@ from clusterlora.progress.estimate import (
 )
 from clusterlora.progress.timeline import phases
 from clusterlora.progress.work import Answering, Work, assumed_clustering, remaining_work
-from clusterlora.settings import ClusteringSettings, Study
+from clusterlora.settings import ClusteringSettings, RuntimeSettings, Study
 from clusterlora.settings import prepared as prepared_settings
 from clusterlora.stages import probe as probing
 from clusterlora.stages.prepare import prepare_study
@@ -108,7 +108,7 @@ def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared:
     work = remaining_work(prepared, LENGTHS)
     assert work.clustered == n_answers(prepared, "train", *prepared.dataset.ids)
     work = replace(work, texts=40, clustered=21)
-    left = expected(work, PROBE, 2, prepared.settings)
+    left = expected(work, PROBE, 2, prepared.settings, n_shards=2)
     begin = RUN_SECONDS + RATES.load
     assert left.preparation == pytest.approx(work.texts * RATES.embed + clustering_seconds(21, prepared.settings.clustering))
     trained = begin + ADAPTER_SECONDS
@@ -126,20 +126,20 @@ def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared:
     ending = ending_seconds(prepared.dataset.n_dialogues, len(METHODS))
     assert left.evaluation == pytest.approx(begin + answers / 2 + ending)
     slow = replace(PROBE, rates=replace(RATES, warm=5.0), ending=2.0)
-    later = expected(work, slow, 2, prepared.settings)
+    later = expected(work, slow, 2, prepared.settings, n_shards=2)
     # Every run that scores warms up: the base model's beside the gate, the gate's, and that of the evaluation.
     assert later.evaluation - left.evaluation == pytest.approx(5.0 + ending)
     beside = max(runs[0], runs[1] + runs[2] + 5.0) - max(runs[0], runs[1] + runs[2])
     assert later.gate - left.gate == pytest.approx(5.0 + beside)
-    alone = expected(work, PROBE, 1, prepared.settings)
+    alone = expected(work, PROBE, 1, prepared.settings, n_shards=2)
     assert alone.fan_out == pytest.approx(2 * begin + 8 * ADAPTER_SECONDS + 0.01 * (1200 + 1800) + 0.01 * (375 + 1500))
     assert alone.total > left.total
 
 
 def test_the_trials_of_a_tuning_are_kept_as_every_adapter_is(prepared: StudyState) -> None:
     work = replace(remaining_work(prepared, LENGTHS), tuning=(((900.0, 900.0, 900.0), Answering()),))
-    left = expected(work, PROBE, 1, prepared.settings)
-    begin, shards = RUN_SECONDS + RATES.load, prepared.settings.runtime.shards
+    left = expected(work, PROBE, 1, prepared.settings, n_shards=2)
+    begin, shards = RUN_SECONDS + RATES.load, prepared.n_shards
     assert shards == 2, "one run has two of the trials"
     trained = together_seconds((900.0, 900.0), RATES) + together_seconds((900.0,), RATES)
     assert left.tuning == pytest.approx(2 * begin + trained + 3 * ADAPTER_SECONDS + begin)
@@ -153,7 +153,7 @@ def test_a_run_takes_as_long_to_begin_as_those_before_did(stores: Stores, prepar
     assert slow is not None
     assert slow.begin == pytest.approx(15.0)
     work = remaining_work(prepared, LENGTHS)
-    usual, late = (expected(work, probe, 2, prepared.settings) for probe in (PROBE, slow))
+    usual, late = (expected(work, probe, 2, prepared.settings, n_shards=2) for probe in (PROBE, slow))
     assert late.fan_out - usual.fan_out == pytest.approx(15.0 - RUN_SECONDS)
     assert late.evaluation - usual.evaluation == pytest.approx(15.0 - RUN_SECONDS)
 
@@ -176,7 +176,7 @@ def test_what_the_gate_took_corrects_what_is_left(prepared: StudyState, training
     after = judged(prepared, training=training, answering=answering)
     left = estimate(after)
     assert left is not None
-    foreseen = expected(remaining_work(after, LENGTHS), PROBE, 2, after.settings)
+    foreseen = expected(remaining_work(after, LENGTHS), PROBE, 2, after.settings, n_shards=2)
     assert left.gate == 0
     # The longer run has the large cluster and two people. Loading takes as much longer as answering does.
     fixed = RUN_SECONDS + 3 * ADAPTER_SECONDS
@@ -203,6 +203,21 @@ def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_an
     after = sentences(judged(prepared, training=1, answering=1))
     assert len(after) == 1
     assert "by what has run so far: fan-out" in after[0]
+
+
+def test_workers_that_a_fixed_number_of_shards_leaves_idle_are_told_and_a_shard_for_each_is_cheaper(prepared: StudyState) -> None:
+    many = replace(prepared, n_workers=8)
+    by_number = {n: replace(many, settings=replace(many.settings, runtime=RuntimeSettings(shards=n))) for n in (None, 2, 8)}
+    slow, quick = (estimate(by_number[n]) for n in (2, 8))
+    assert slow is not None
+    assert quick is not None
+    assert quick.fan_out < slow.fan_out
+    assert quick.evaluation < slow.evaluation
+    assert estimate(replace(by_number[None], decided_shards=8)) == quick
+    assert "on 8 workers, of which 2 share fan-out and evaluation (runtime.shards=2) (cpu" in sentences(by_number[2])[0]
+    assert dict(cheaper(by_number[2]))["a run for each worker (runtime.shards=8)"] == pytest.approx(quick.total)
+    assert "on 8 workers (cpu" in sentences(by_number[8])[0]
+    assert not any("runtime.shards" in what for what, _ in cheaper(by_number[8]))
 
 
 SECOND = {
@@ -259,7 +274,7 @@ def test_train_texts_that_a_run_embeds_once_are_no_part_of_what_an_answer_takes(
     def left(metrics: tuple[str, ...], methods: tuple[str, ...]) -> Estimate:
         study = replace(prepared.settings, methods=methods, evaluation=replace(prepared.settings.evaluation, metrics=metrics))
         state = replace(prepared, settings=study)
-        return expected(remaining_work(state, LENGTHS), PROBE, 2, study)
+        return expected(remaining_work(state, LENGTHS), PROBE, 2, study, n_shards=2)
 
     methods, scored = prepared.settings.methods, prepared.settings.evaluation.metrics
     once = n_answers(prepared, "train", *prepared.dataset.ids) * RATES.embed
@@ -268,7 +283,7 @@ def test_train_texts_that_a_run_embeds_once_are_no_part_of_what_an_answer_takes(
     assert compared.gate == pytest.approx(plain.gate + 2 * once)
     assert compared.evaluation == pytest.approx(plain.evaluation + once)
     work = replace(remaining_work(prepared, LENGTHS), texts_searched=7)
-    assert expected(work, PROBE, 2, prepared.settings).evaluation == pytest.approx(plain.evaluation + 7 * RATES.embed)
+    assert expected(work, PROBE, 2, prepared.settings, n_shards=2).evaluation == pytest.approx(plain.evaluation + 7 * RATES.embed)
     searching = replace(prepared, settings=replace(prepared.settings, methods=(*methods, "retrieval")))
     assert remaining_work(searching, LENGTHS).texts_searched == n_answers(prepared, "train", *prepared.dataset.ids)
     assert remaining_work(prepared, LENGTHS).texts_searched == 0
@@ -296,17 +311,17 @@ def test_the_signal_and_the_scale_take_their_share_of_the_cores_until_they_are_m
     per_person = [n_answers(prepared, "test", p) for p in ids]
     of_scale = sum(min(n, 3) + 3 * min(n, 10) for n in per_person)
     assert work.texts_beside == of_signal + of_scale
-    left = expected(work, PROBE, 2, prepared.settings)
+    left = expected(work, PROBE, 2, prepared.settings, n_shards=2)
     assert left.beside == 0, "two workers are idle for longer: they begin runs of unequal length and wait for the longest"
     many = replace(work, texts_beside=4000)
-    alone, two = (expected(many, PROBE, n, prepared.settings) for n in (1, 2))
+    alone, two = (expected(many, PROBE, n, prepared.settings, n_shards=2) for n in (1, 2))
     assert alone.beside == pytest.approx(4000 * RATES.embed), "one worker is never idle"
     ending = ending_seconds(prepared.dataset.n_dialogues, len(METHODS))
     assert two.beside >= 4000 * RATES.embed - (two.gate + two.fan_out + two.evaluation - ending)
     assert 0 < two.beside < 4000 * RATES.embed / 2
     assert two.total == pytest.approx(two.preparation + two.gate + two.fan_out + two.evaluation + two.beside)
     on_gpu = replace(PROBE, device="NVIDIA H200, 139 GiB")
-    assert expected(work, on_gpu, 2, prepared.settings).beside == 0
+    assert expected(work, on_gpu, 2, prepared.settings, n_shards=2).beside == 0
     measured = replace(prepared, seconds=(("signal", "", 3.0), ("scale", "", 3.0)))
     assert remaining_work(measured, LENGTHS).texts_beside == 0
     by_likelihood = replace(prepared.settings, evaluation=replace(prepared.settings.evaluation, headline="nll"))
@@ -376,7 +391,7 @@ def test_the_rest_of_a_recorded_study_was_expected_within_thirty_percent_after_i
         evaluation=Answering(n_answers=3 * 441, n_likelihoods=3 * 475),
     )
     study = prepared_settings(Study(), "float32")
-    left = expected(work, replace(probe, rates=corrected), 2, study)
+    left = expected(work, replace(probe, rates=corrected), 2, study, n_shards=2)
     # From the gate's verdict at 5:31 to the last answer at 12:15.
     assert left.total == pytest.approx(404, rel=0.3)
     assert left.evaluation == pytest.approx(2 * 60 + 11, rel=0.3)
