@@ -44,7 +44,7 @@ def study_task(
         run_name: template of the task run's name, over the task's parameters.
         progress: template of the key of its progress artifact.
         retry: when, how often and after how long the task is retried.
-        on_gpu: hold the lock of the GPU that this process sees while the task runs.
+        on_gpu: hold the lock of the GPU that this process sees while the task runs, and refuse to run without the one that it was given.
     """
 
     def decorate(function: Callable[Concatenate[TaskContext, P], R]) -> Task[P, R]:

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 from prefect.logging import disable_run_logger
 
+from clusterlora.errors import BadSettings
 from tasks import device
-from tasks.device import exclusive
+from tasks.device import exclusive, visible_gpu
+from tasks.study_task import TaskContext, study_task
 
 HOLD = """
 import fcntl, sys
@@ -71,3 +73,42 @@ def test_no_other_run_gets_the_device_while_a_run_holds_it(tmp_path: Path):
 def test_on_a_cpu_nothing_is_locked(tmp_path: Path):
     with exclusive(None, tmp_path / "locks"):
         assert not (tmp_path / "locks").exists()
+
+
+def seen_by_pytorch(monkeypatch: pytest.MonkeyPatch, *, gpu: bool) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: SimpleNamespace(uuid="5ebc"))
+
+
+@pytest.mark.parametrize("given", ["3", "0,1", "GPU-5ebc", "MIG-5ebc"])
+def test_a_worker_that_was_given_a_gpu_refuses_to_work_without_it(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    worked: list[str] = []
+
+    @study_task("work", on_gpu=True)
+    def work(_context: TaskContext) -> None:
+        worked.append("on a GPU" if visible_gpu() else "on a CPU")
+
+    seen_by_pytorch(monkeypatch, gpu=False)
+    with pytest.raises(BadSettings) as refusal:
+        work.fn()
+    (line,) = str(refusal.value).splitlines()
+    assert line.startswith(f"CUDA_VISIBLE_DEVICES = '{given}': this worker was given a GPU, and PyTorch sees none")
+    assert line.endswith("CUDA_VISIBLE_DEVICES= clusterlora up")
+    assert worked == []
+    seen_by_pytorch(monkeypatch, gpu=True)
+    work.fn()
+    assert worked == ["on a GPU"]
+
+
+@pytest.mark.parametrize("given", [None, "", "-1", "-1,0"])
+def test_a_worker_that_was_given_no_gpu_works_on_the_cpu(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    seen_by_pytorch(monkeypatch, gpu=False)
+    assert visible_gpu() is None
