@@ -234,9 +234,30 @@ def faster_dtype(name: str) -> Dtype:
     """
     import torch
 
+    return "bfloat16" if _is_wide(name) and multiplies_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "float32"
+
+
+def slow_processor(name: str) -> str | None:
+    """Return why `faster_dtype` takes float32 where GPUs elsewhere may gain from bfloat16, with the fix; None where that is not so.
+
+    Raises:
+        ModelUnavailable: as `load_base`.
+    """
+    import torch
+
+    if torch.cuda.is_available() or multiplies_bfloat16("cpu") or not _is_wide(name):
+        return None
+    return (
+        "model.dtype = auto took float32: this machine has no GPU, and its processor no bfloat16 instructions. "
+        "If workers have GPUs, they are faster with --set model.dtype=bfloat16, under another --name"
+    )
+
+
+def _is_wide(name: str) -> bool:
+    """Return whether a base model is so wide that it gains from bfloat16."""
     config = base_folder(name) / "config.json"
     width = json.loads(config.read_text(encoding="utf-8")).get("hidden_size", 0) if config.is_file() else 0
-    return "bfloat16" if width >= _BFLOAT16_WIDTH and multiplies_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "float32"
+    return width >= _BFLOAT16_WIDTH
 
 
 def multiplies_bfloat16(device_type: str) -> bool:

@@ -14,7 +14,7 @@ from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
 from clusterlora.metadata import Cut, DataWarnings, Provenance, TrackerPage, Tuning
-from clusterlora.models.base import UsableBase, base_revision, faster_dtype, usable_base
+from clusterlora.models.base import UsableBase, base_revision, faster_dtype, slow_processor, usable_base
 from clusterlora.models.targets import reach, resolved
 from clusterlora.planning.cut import cut_to
 from clusterlora.planning.ladder import REFERENCE
@@ -59,16 +59,11 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         log.note(sentence)
     if sentence := leaves_the_machine(study):
         log.note(sentence)
-    if unread := unread_arguments(base.tokenizer, study.model.template_arguments):
-        log.note(f"warning: model.template_arguments: the chat template of {base.name} never mentions {', '.join(unread)}")
-    if words := reach(study.recipe, base.weights):
-        log.note(words)
-    if study.model.quantisation != "none" and base.quantisable_share < 1 - _NEGLIGIBLE:
-        log.note(
-            f"model.quantisation = {study.model.quantisation} reaches {base.quantisable_share:.0%} of the weights in the base's blocks; "
-            f"the others stay in {study.model.dtype}"
-        )
+    for sentence in _base_sentences(study, base):
+        log.note(sentence)
     recorded = None if stored_study(study.name, stores) is None else stores.studies.metadata(study.name, DataWarnings) or DataWarnings()
+    if recorded is None and settings.model.dtype == "auto" and (words := slow_processor(base.name)):
+        log.note(words)
     of_models = recorded.of_models if recorded is not None else refuse_misfits(study, base, dataset.personas, log)
     cut = None if recorded is None else stores.studies.metadata(study.name, Cut)
     studied = dataset if cut is None else cut_to(dataset, cut)
@@ -112,6 +107,19 @@ def start_tracking(study: PreparedStudy, made_from: Provenance, dataset: Dataset
     tags = {"study": study.name} | {name: str(value) for name, value in asdict(made_from).items() if value is not None}
     stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
     stores.studies.save_metadata(study.name, TrackerPage(stores.tracker.page(study.name)))
+
+
+def _base_sentences(study: PreparedStudy, base: UsableBase) -> Iterator[str]:
+    """Yield what of a study's settings does not reach its base model or the model's chat template, if anything."""
+    if unread := unread_arguments(base.tokenizer, study.model.template_arguments):
+        yield f"warning: model.template_arguments: the chat template of {base.name} never mentions {', '.join(unread)}"
+    if words := reach(study.recipe, base.weights):
+        yield words
+    if study.model.quantisation != "none" and base.quantisable_share < 1 - _NEGLIGIBLE:
+        yield (
+            f"model.quantisation = {study.model.quantisation} reaches {base.quantisable_share:.0%} of the weights in the base's blocks; "
+            f"the others stay in {study.model.dtype}"
+        )
 
 
 def _fit_sentences(fit: PromptFit, study: PreparedStudy) -> Iterator[str]:

@@ -14,7 +14,7 @@ from clusterlora.engine.base import BaseModel
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models import base as base_module
 from clusterlora.models import smollm2
-from clusterlora.models.base import HOMELM_FOLDER, base_revision, faster_dtype, load_base
+from clusterlora.models.base import HOMELM_FOLDER, base_revision, faster_dtype, load_base, slow_processor
 from clusterlora.models.weights import build_once, combined_sha256
 from clusterlora.values import Turn
 
@@ -64,11 +64,16 @@ def test_a_dtype_is_honoured_and_an_unknown_one_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "flags", "dtype"),
-    [(576, "avx2 avx512_bf16 amx", "bfloat16"), (576, "avx2 avx512f", "float32"), (128, "avx2 avx512_bf16", "float32")],
+    ("width", "flags", "dtype", "is_told"),
+    [
+        (576, "avx2 avx512_bf16 amx", "bfloat16", False),
+        (576, "avx2 avx512f", "float32", True),
+        (128, "avx2 avx512_bf16", "float32", False),
+        (128, "avx2 avx512f", "float32", False),
+    ],
 )
 def test_bfloat16_is_for_wide_bases_where_the_processor_has_it(
-    width: int, flags: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    width: int, flags: str, dtype: str, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
@@ -79,6 +84,9 @@ def test_bfloat16_is_for_wide_bases_where_the_processor_has_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(base_module, "Path", lambda path: cpuinfo if path == "/proc/cpuinfo" else Path(path))
     assert faster_dtype(str(tmp_path)) == dtype
+    assert (slow_processor(str(tmp_path)) is not None) == is_told
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert slow_processor(str(tmp_path)) is None, "a GPU decides for itself"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSe
 from clusterlora.stages import prepare as module
 from clusterlora.stages.prepare import git_revision, prepare_study
 from tests.fixtures.memory import MemoryRun, MemoryTracker
+from tests.fixtures.stages import Notes
 
 
 def study(base: Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> Study:
@@ -38,6 +39,24 @@ def test_the_dtype_is_decided_once_and_a_relaunch_elsewhere_keeps_it(
     assert stores.studies.study("small").model.dtype == "bfloat16"
     with pytest.raises(BadSettings, match="dtype"):
         prepare_study(study(tiny_base_folder, "float32"), stores, SilentLog())
+
+
+def test_a_dtype_that_a_slow_processor_decided_is_told_once_with_the_setting_that_changes_it(
+    stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The base of tests is narrow.
+    monkeypatch.setattr("clusterlora.models.base._BFLOAT16_WIDTH", 1)
+    monkeypatch.setattr("clusterlora.models.base.multiplies_bfloat16", lambda _device: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    first, again, given = Notes(), Notes(), Notes()
+    prepare_study(study(tiny_base_folder), stores, first)
+    (line,) = (note for note in first.notes if "bfloat16" in note)
+    assert line.startswith("model.dtype = auto took float32: this machine has no GPU")
+    assert "--set model.dtype=bfloat16" in line
+    assert stores.studies.study("small").model.dtype == "float32"
+    prepare_study(study(tiny_base_folder), stores, again)
+    prepare_study(replace(study(tiny_base_folder, "float32"), name="other"), stores, given)
+    assert not any("bfloat16" in note for note in (*again.notes, *given.notes))
 
 
 def test_a_configured_dtype_is_kept(stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
