@@ -34,7 +34,7 @@ class Trial:
     @property
     def own(self) -> tuple[AdapterSpec, ...]:
         """The adapters that are trained for it, without those that it builds on."""
-        return tuple(spec for spec in self.plan.adapters if spec.is_trial)
+        return tuple(spec for spec in self.plan.adapters if spec.is_trial and (self.method == REFERENCE or spec.label != REFERENCE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,10 @@ def _step(
         for number in sorted(numbers):
             recipes: Mapping[str, TrialRecipe] = {**done, method: tuning.recipes[number]}
             plan = METHODS[method].plan(study_view(study, among, OWN, imported, recipes, persona_ids))
-            # What a method builds on is trained already, on everybody.
+            start = _start(plan, unified, tuning)
             adapters = [
-                unified
-                if method != REFERENCE and spec.name == REFERENCE
+                start
+                if start is not None and spec.name == REFERENCE
                 else replace(spec, rung=f"trial-{round_number}-{number:02d}", trial=number, folder=_FOLDER)
                 for spec in plan.adapters
             ]
@@ -113,6 +113,21 @@ def _step(
     plans = {f"{trial.method}-{trial.number:02d}": trial.plan for trial in trials}
     answers = answer_settings(study, dataset, revision)
     return TrialStep(number, tuple(trials), WorkPlan(OWN, (plans,), specs, dict(keys), answers, step=number))
+
+
+def _start(plan: MethodPlan, unified: AdapterSpec, tuning: Tuning) -> AdapterSpec | None:
+    """Return the unified adapter that a trial builds on; None where it builds on none.
+
+    Adapters of several people build on one of the round's people: all trials of a round have then learnt from the same people, whatever
+    they start from. Adapters of one person are the study's own, and so is what is under them.
+    """
+    start = next((spec for spec in plan.adapters if spec.name == REFERENCE), None)
+    if plan.method == REFERENCE or start is None:
+        return None
+    is_personal = all(spec.scope == "person" for spec in plan.adapters if spec != start)
+    if is_personal or start.persona_ids == unified.persona_ids:
+        return unified
+    return replace(start, rung=f"trial-on-{len(start.persona_ids)}", trial=left(tuning, REFERENCE)[0], folder=_FOLDER)
 
 
 def recipe_tried(state: StudyState, method: str, number: int) -> Recipe:
@@ -171,11 +186,15 @@ def diverged(attempts: Iterable[Attempt]) -> frozenset[str]:
     return frozenset(name for detail in details for name in detail.removeprefix(DIVERGED).split(", "))
 
 
-def finished(state: StudyState, plan: WorkPlan) -> frozenset[str]:
-    """Return the adapters of a plan that need no training: those that are trained, and trials that diverged."""
+def finished(state: StudyState, plan: WorkPlan) -> set[str]:
+    """Return the adapters of a plan that need no training: those that are trained, and trials that diverged or build on one that did."""
     # Two names may stand for one set of weights.
-    lost = {plan.keys[name] for name in diverged(state.attempts) if name in plan.keys}
-    return frozenset(trained_adapters(state, plan)) | {name for name, key in plan.keys.items() if key in lost}
+    keys = {plan.keys[name] for name in diverged(state.attempts) if name in plan.keys}
+    lost: set[str] = set()
+    for name in plan.with_needs(plan.specs):
+        if plan.keys[name] in keys or lost.intersection(plan.specs[name].needs):
+            lost.add(name)
+    return lost.union(trained_adapters(state, plan))
 
 
 def check_tuned(state: StudyState, group: TrainingGroup) -> None:

@@ -104,7 +104,7 @@ def _tuning(state: StudyState, lengths: MeanTokens) -> Iterator[tuple[tuple[floa
     # What has no recipe left is not tried again, and the run says so.
     while tuning and (step := trial_step(state, [m for m in in_turn(state, whole=True) if left(tuning, m)])):
         ready = finished(state, step.plan)
-        specs = {spec.name: spec for trial in step.trials for spec in trial.own if spec.name not in ready}
+        specs = {name: spec for name, spec in step.plan.specs.items() if spec.is_trial and name not in ready}
         pairs = {(p, arm) for trial in step.trials for p, arms in trial.plan.arms_by_persona for arm in arms}
         n_likelihoods = sum(n_items(people[p], "val") for p, _ in pairs)
         yield tuple(train_tokens(spec, people, lengths) for spec in specs.values()), Answering(n_likelihoods=n_likelihoods)

@@ -75,7 +75,10 @@ def _people_sentence(state: StudyState) -> str:
     fewest, most, total = min(tried), max(tried), len(state.dataset.ids)
     how_many = f"{fewest} to {most}" if fewest < most else f"{most}"
     words = f"A round was tried on {how_many} of {counted(total, 'person').replace('persons', 'people')}"
-    return f"{words}." if fewest == total else f"{words}; adapters of several people were trained on these alone, fewer than the study's."
+    if fewest == total:
+        return f"{words}."
+    under = "; hybrid's residuals lie over the study's own unified" if "hybrid" in tuned_methods(planned_methods(state)) else ""
+    return f"{words}; adapters of several people, and what these start from, were trained on these alone, fewer than the study's{under}."
 
 
 def cost_sentence(state: StudyState) -> str:

@@ -234,6 +234,53 @@ def test_only_what_the_gate_judges_is_tuned_before_it(tiny_base_folder: Path, tm
     assert in_turn(replace(state, verdicts=(refused,))) == ()
 
 
+def learnt_from(plan: WorkPlan, name: str) -> set[str]:
+    """Return everybody whose dialogues shaped an adapter, by way of what it builds on too."""
+    spec = plan.specs[name]
+    return set(spec.persona_ids).union(*(learnt_from(plan, needed) for needed in spec.needs))
+
+
+@pytest.mark.parametrize("tune", [4, 8])
+def test_all_trials_of_adapters_of_several_people_have_learnt_from_the_rounds_people_alone(
+    tune: int, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    methods = ("unified", "cluster", "hybrid", "cluster_hybrid")
+    state = planned(Study(methods=methods, tune=tune, clustering=ClusteringSettings(k=3)), (6, 20, 14), tiny_base_folder, tmp_path)
+    steps = steps_of(state)
+    warm = 0
+    for step in steps:
+        for trial in step.trials:
+            people = {p for p, _ in trial.plan.arms_by_persona}
+            assert trial.own
+            for spec in trial.own:
+                assert spec.trial == trial.number
+                if spec.scope != "person":
+                    assert learnt_from(step.plan, spec.name) <= people
+                    warm += spec.init_from is not None and len(people) < len(state.dataset.ids)
+                else:
+                    assert learnt_from(step.plan, spec.name) == set(state.dataset.ids)
+    assert warm
+    # The start of a first round is a trial of unified that has been trained.
+    keys = {step.plan.keys[spec.name] for step in steps[:1] for trial in step.trials if trial.method == REFERENCE for spec in trial.own}
+    second = next(step for step in steps if any(trial.method == "cluster" for trial in step.trials))
+    starts = {spec.name for trial in second.trials for spec in trial.plan.adapters if spec not in trial.own and spec.is_trial}
+    assert len(starts) == 1
+    assert tune != 4 or {second.plan.keys[name] for name in starts} <= keys
+    sentence = tuning_sentence(tuned_to_the_end(state)) or ""
+    assert "adapters of several people, and what these start from, were trained on these alone" in sentence
+    assert "hybrid's residuals lie over the study's own unified." in sentence
+
+
+def test_a_trial_loses_with_what_it_starts_from(tiny_base_folder: Path, tmp_path: Path) -> None:
+    state = planned(Study(methods=("unified", "cluster"), tune=4, clustering=ClusteringSettings(k=2)), (8, 9), tiny_base_folder, tmp_path)
+    step = steps_of(state)[-1]
+    starts = {spec.name for trial in step.trials for spec in trial.plan.adapters if spec not in trial.own}
+    attempt = Attempt("tuning-2", 1, 8, "done", detail=f"diverged: {', '.join(starts)}")
+    warm = {spec.name for spec in step.plan.specs.values() if spec.init_from in starts}
+    assert warm
+    assert finished(replace(state, attempts=(attempt,)), step.plan) == starts | warm
+
+
 def test_a_method_that_names_no_recipe_is_refused_before_anything_is_tried(
     tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +380,8 @@ def test_the_sentence_says_on_whom_each_was_tuned_and_what_was_not(tiny_base_fol
     n_people = [one.n_personas for step in after.tuning.steps for one in step]
     sentence = tuning_sentence(after) or ""
     assert sentence.startswith("Each method was tuned")
-    assert f"A round was tried on {n_people[0]} of 17 people; adapters of several people were trained on these alone" in sentence
+    assert f"A round was tried on {n_people[0]} of 17 people; adapters of several people, and what these start from, were" in sentence
+    assert "hybrid" not in sentence
     assert "unified_longer: unified's recipe at another length, width or prompt, for which it was not tuned." in sentence
     assert "Not tuned" not in sentence
     assert "all recipes" not in sentence.lower()
