@@ -46,13 +46,11 @@ class PairedDifference:
         return max(0.0, 1.0 - self.win_rate - self.tie_rate)
 
     @property
-    def win_tie_loss(self) -> tuple[int, int, int]:
-        """Shares of personas in whole percent that add up to 100: what is left after rounding down goes to the largest remainders."""
-        exact = [100 * share for share in (self.win_rate, self.tie_rate, self.loss_rate)]
-        whole = [int(share) for share in exact]
-        for number in sorted(range(3), key=lambda number: whole[number] - exact[number])[: 100 - sum(whole)]:
-            whole[number] += 1
-        return whole[0], whole[1], whole[2]
+    def win_tie_loss(self) -> tuple[str, str, str]:
+        """Shares of personas in percent, to a tenth: equal shares read alike, and few personas are not none."""
+        # The third share is a difference of the others, and off by their rounding.
+        win, tie, loss = (f"{round(100 * share, 9):.1f}" for share in (self.win_rate, self.tie_rate, self.loss_rate))
+        return win, tie, loss
 
     @property
     def may_be_luck(self) -> bool:
@@ -139,10 +137,11 @@ class Comparison:
     of its dialogues and scored on the other, where `n_with_one_dialogue` people have no halves and count with the mean of the methods;
     `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
     persona's reference or, of a likelihood, that of a uniform guess, `floor_same_prompt` that of another persona's reference for the most
-    similar prompt. `routing` is None without a routing method or without methods to choose from. `contrasts` compare the champion and
-    `cluster` with the controls that took part, and the champion with the runner-up. Differences below `margin` count as equivalent.
-    `gate` is a sentence on the outcome of the gate; None without one. `champion` is None where `no_champion` says why. `same_answers` are
-    the methods that score on every item as another does, with that other: the reference or the champion under another name.
+    similar prompt. `routing` is None without a routing method or without methods to choose from. `contrasts` compare the champion
+    with all controls that took part, other methods with their own, and the champion with the runner-up. Differences below `margin` count
+    as equivalent. `gate` is a sentence on the outcome of the gate; None without one. `champion` is None where `no_champion` says why.
+    `same_answers` are the methods that score on every item as another does, with that other: the reference or the champion under another
+    name.
     """
 
     headline: str
@@ -207,6 +206,10 @@ class Comparison:
     def has_verdict(self) -> bool:
         """Whether there are personas and items enough for a verdict."""
         return self.no_champion is None or self.no_champion.reason != "too few"
+
+    def recorded(self, outcome: ShownOutcome) -> ShownOutcome | Literal["too few"]:
+        """Return what an outcome is called in records: without a verdict nothing is shown, whatever the tests say."""
+        return outcome if self.has_verdict else "too few"
 
     @property
     def has_room(self) -> bool:

@@ -76,7 +76,7 @@ def _no_champion(comparison: Comparison) -> Iterator[str]:
         shown = format_difference(comparison, missing.difference, metric.name)
         yield f"No champion: {value} is shown to be worse than {comparison.reference} on the second headline, {metric.label} ({shown})."
     elif missing.reason == "lowest":
-        yield f"No champion: nothing is shown to beat {value}, and its mean is the worst of all."
+        yield f"No champion: {_nothing(comparison, 'nothing')} is shown to beat {value}, and its mean is the worst of all."
     else:
         yield "No champion: only the base model and controls were compared."
 
@@ -109,13 +109,22 @@ def _outcome(comparison: Comparison) -> Iterator[str]:
 def _best_other(comparison: Comparison, value: str) -> str:
     """Return how the best method beside the reference differs from it, where none is champion over the reference."""
     best = beside_reference(comparison)
-    first = f"No method is shown to beat {comparison.reference} ({value})"
+    if best is not None and best.vs_reference is not None and _is_winner(best):
+        difference = format_difference(comparison, best.vs_reference)
+        return f"{best.method} is shown to beat {comparison.reference} ({value}), {difference}; {_claim(comparison, best.method)}."
+    first = f"{_nothing(comparison, 'No method')} is shown to beat {comparison.reference} ({value})"
     if best is None or best.vs_reference is None:
         return f"{first}: every other one scores as it does."
     difference = format_difference(comparison, best.vs_reference)
-    if _is_winner(best):
-        return f"{best.method} is shown to beat {comparison.reference} ({value}), {difference}; {_claim(comparison, best.method)}."
-    return f"{first}; the best other, {best.method}, differs by {difference}: {explain(comparison, best.vs_reference)}."
+    others = (other for other in comparison.methods if other.vs_reference is not None and other.method not in comparison.same_answers)
+    which = "the best other" if best is next(others, best) else "the best other that can be champion"
+    return f"{first}; {which}, {best.method}, differs by {difference}: {explain(comparison, best.vs_reference)}."
+
+
+def _nothing(comparison: Comparison, words: str) -> str:
+    """Return the words that no method is meant by, and where a control or the base model is shown to beat the reference, of which kind."""
+    shown = any(result.vs_reference is not None and result.vs_reference.outcome == "better" for result in comparison.methods)
+    return f"{words} that can be champion" if shown else words
 
 
 def beside_reference(comparison: Comparison) -> MethodResult | None:

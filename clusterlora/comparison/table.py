@@ -66,7 +66,7 @@ def markdown(comparison: Comparison) -> str:
         + markdown_table(header, rows, right=(False, *(True for _ in header[1:-1]), False))
         + f"\n{legend(comparison)}\n\n"
         + _section(
-            "Champion and clusters beside their controls and the runner-up, p corrected over these:",
+            "Methods beside their controls, and the champion beside the runner-up, p corrected over these:",
             *contrast_rows(comparison),
             CONTRAST_NUMERIC,
         )
@@ -237,7 +237,7 @@ def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
         "win_high": difference.win_high if difference else None,
         "tie_rate": difference.tie_rate if difference else None,
         "loss_rate": difference.loss_rate if difference else None,
-        "outcome": difference.outcome if difference else None,
+        "outcome": comparison.recorded(difference.outcome) if difference else None,
         "detectable": difference.detectable if difference else None,
         "robust_low": difference.robust_low if difference else None,
         "robust_high": difference.robust_high if difference else None,
@@ -252,7 +252,11 @@ def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
         **{
             f"{metric}_{_versus(comparison) if field == 'mean' else field}": getattr(result.beside.get(metric), field, None)
             for metric in comparison.beside
-            for field in ("mean", "ci_low", "ci_high", "p_holm", "outcome")
+            for field in ("mean", "ci_low", "ci_high", "p_holm")
+        },
+        **{
+            f"{metric}_outcome": comparison.recorded(against.outcome) if (against := result.beside.get(metric)) else None
+            for metric in comparison.beside
         },
         "answers_cut": cut.share if (cut := comparison.cut.get(result.method)) else None,
         "references_cut": cut.share_of_references if cut else None,
@@ -278,7 +282,10 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "floor": comparison.floor,
         "floor_same_prompt": comparison.floor_same_prompt,
         "routing": asdict(comparison.routing) if comparison.routing else None,
-        "contrasts": [asdict(contrast) for contrast in comparison.contrasts],
+        "contrasts": [
+            asdict(contrast) | {"difference": asdict(contrast.difference) | {"outcome": comparison.recorded(contrast.difference.outcome)}}
+            for contrast in comparison.contrasts
+        ],
         "n_personas": comparison.n_personas,
         "n_personas_left_out": comparison.n_personas_left_out,
         "n_items": comparison.n_items,
@@ -345,7 +352,7 @@ def _against(comparison: Comparison, difference: PairedDifference) -> tuple[str,
         metric.format(difference.ci_high, signed=True),
         "<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}",
         outcome(comparison, difference),
-        f"{' / '.join(map(str, difference.win_tie_loss))}% ({100 * difference.win_low:.0f}–{100 * difference.win_high:.0f})",
+        f"{' / '.join(difference.win_tie_loss)}% ({100 * difference.win_low:.0f}–{100 * difference.win_high:.0f})",
     )
 
 

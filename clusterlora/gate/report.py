@@ -30,19 +30,23 @@ def sample(verdict: Verdict) -> str:
     return f"{counted(verdict.n_items, 'val item')} of {counted(verdict.n_personas, 'persona')}"
 
 
-def ending(verdicts: Sequence[Verdict], rung: str) -> str:
+def ending(verdicts: Sequence[Verdict], rung: str, *, n_rungs: int) -> str:
     """Return, in a sentence, which rung the cluster adapters are of and what the gate said of it.
 
     Args:
         verdicts: those of every rung that was tried.
         rung: the decided one.
+        n_rungs: how many there were to try, the study's own included.
     """
     tried = [verdict.rung for verdict in verdicts]
     if any(verdict.passed for verdict in verdicts):
         refused = tried[: tried.index(rung)]
         after = f" after {_enumerated(refused)} {'were' if len(refused) > 1 else 'was'} refused" if refused else ""
         return f"The cluster adapters are those of rung {rung}, which passed the gate{after}."
-    refused = f"all {len(tried)} rungs" if len(tried) > 1 else "the only rung"
+    if len(tried) == n_rungs:
+        refused = f"all {n_rungs} rungs" if n_rungs > 1 else "the only rung"
+    else:
+        refused = f"the {len(tried)} rungs that were tried" if len(tried) > 1 else f"rung {tried[0]}, and no other was tried"
     return f"The gate refused {refused}; the cluster adapters are those of rung {rung}."
 
 

@@ -215,7 +215,7 @@ def _against(comparison: Comparison, result: MethodResult, scale: tuple[float, f
         f"<td>{interval_mark(difference.mean, low, high, threshold=0.0, scale=scale, kind=kind)}</td>",
         _sortable("<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}", difference.p_holm),
         _sortable(outcome(comparison, difference), difference.outcome, number=False),
-        _sortable(f"{' / '.join(map(str, difference.win_tie_loss))}%", difference.win_rate),
+        _sortable(f"{' / '.join(difference.win_tie_loss)}%", difference.win_rate),
     ]
 
 

@@ -31,7 +31,7 @@ from clusterlora.gate.report import ending
 from clusterlora.metadata import ComparisonSummary, DataWarnings, ImportedScores, MethodScore
 from clusterlora.methods import METHODS
 from clusterlora.planning.family import decided_before, moves_before
-from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
+from clusterlora.planning.ladder import REFERENCE, decided_rung, gated, rungs
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports.run_log import RunLog
@@ -201,7 +201,7 @@ def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:
             ci_high=result.vs_reference.ci_high if result.vs_reference else None,
             n_personas=comparison.n_personas,
             n_items=comparison.n_items,
-            outcome=result.vs_reference.outcome if result.vs_reference else None,
+            outcome=comparison.recorded(result.vs_reference.outcome) if result.vs_reference else None,
         )
         for result in comparison.methods
     ]
@@ -218,7 +218,9 @@ def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:
 
 def _gate(state: StudyState) -> str | None:
     """Return how the gate ended, in a sentence; None when nothing was judged."""
-    return ending(state.verdicts, decided_rung(state).name) if gated(state) and state.verdicts else None
+    if not (gated(state) and state.verdicts):
+        return None
+    return ending(state.verdicts, decided_rung(state).name, n_rungs=len(rungs(state)))
 
 
 def _description(study: Study, sentence: str) -> str:

@@ -169,3 +169,17 @@ def test_the_figure_is_a_png_and_replaces_an_earlier_one(tmp_path: Path):
         draw(compared(evaluation(FIVE)), path, "study")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_without_a_verdict_no_record_says_that_a_method_is_better(tmp_path: Path):
+    rows = evaluation({"unified": 0.6, "cluster": 0.9, "random_cluster": 0.6, "per_persona": 0.4}, (4, 4), n_items=1)
+    for n_items, outcomes in ((1, {"too few"}), (2, {"better", "worse", "equivalent", "undecided"})):
+        more = rows if n_items == 1 else [*rows, *(replace(row, item_id=f"{row.item_id}-b") for row in rows)]
+        comparison = compared(more, beside=("nll",))
+        write_tables(comparison, more, tmp_path)
+        document = json.loads((tmp_path / "summary.json").read_text())
+        recorded = [one[key] for one in document["methods"] for key in ("outcome", "nll_outcome") if one[key] is not None]
+        recorded += [one["difference"]["outcome"] for one in document["contrasts"]]
+        assert len(recorded) >= 7
+        assert set(recorded) <= outcomes
+        assert any("better" in line for line in (tmp_path / "summary.csv").read_text().splitlines()) == (n_items == 2)

@@ -313,13 +313,17 @@ def test_the_first_rung_is_judged_as_the_mission_says_and_later_ones_by_a_sign_t
 def test_how_the_gate_ended_names_the_rung():
     fails, passes = verdict(scores(0.7), scores(0.8, seed=1)), verdict(scores(0.88), scores(0.80, seed=1))
     tried = [replace(fails, rung="own"), replace(passes, rung="lower-lr")]
-    assert ending(tried, "lower-lr") == "The cluster adapters are those of rung lower-lr, which passed the gate after own was refused."
-    passed = ending([*tried[:1], replace(fails, rung="lower-lr"), replace(passes, rung="warm-start")], "warm-start")
+    after_own = "The cluster adapters are those of rung lower-lr, which passed the gate after own was refused."
+    assert ending(tried, "lower-lr", n_rungs=3) == after_own
+    passed = ending([*tried[:1], replace(fails, rung="lower-lr"), replace(passes, rung="warm-start")], "warm-start", n_rungs=3)
     assert passed.endswith("of rung warm-start, which passed the gate after own and lower-lr were refused.")
-    assert ending(tried[1:], "lower-lr") == "The cluster adapters are those of rung lower-lr, which passed the gate."
-    assert ending(tried[:1], "own") == "The gate refused the only rung; the cluster adapters are those of rung own."
+    assert ending(tried[1:], "lower-lr", n_rungs=3) == "The cluster adapters are those of rung lower-lr, which passed the gate."
+    assert ending(tried[:1], "own", n_rungs=1) == "The gate refused the only rung; the cluster adapters are those of rung own."
+    assert ending(tried[:1], "own", n_rungs=3).startswith("The gate refused rung own, and no other was tried; the cluster adapters")
     refused = [*tried[:1], replace(fails, rung="warm-start")]
-    assert ending(refused, "warm-start").startswith("The gate refused all 2 rungs; the cluster adapters are those of rung warm-start")
+    of_two, of_three = (ending(refused, "warm-start", n_rungs=n) for n in (2, 3))
+    assert of_two.startswith("The gate refused all 2 rungs; the cluster adapters are those of rung warm-start")
+    assert of_three.startswith("The gate refused the 2 rungs that were tried; the cluster adapters are those of rung warm-start")
 
 
 def test_more_items_and_more_personas_detect_smaller_gains():
