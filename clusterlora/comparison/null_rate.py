@@ -1,9 +1,9 @@
 """What studies claim in which nothing is personal: the rate at which the whole procedure, from clusters to verdict, is wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from clusterlora.comparison.roles import can_win
+from clusterlora.comparison.roles import can_win, deciding_control
 from clusterlora.data.permutation import Remainder
 from clusterlora.errors import BadData, counted
 from clusterlora.evaluation.markdown import markdown_table
@@ -41,9 +41,22 @@ class NullRate:
         verdict = "more than" if low > LEVEL else "not shown to be more than"
         return (
             f"Of {counted(n, 'study').replace('studys', 'studies')} with permuted labels, in which {self._personal} is personal, "
-            f"{self.n_claims} {'claims' if self.n_claims == 1 else 'claim'} personalisation ({self.n_claims / n:.0%}, 95 % interval "
-            f"{low:.0%} to {high:.0%}): {verdict} the {LEVEL:.0%} that the tests allow. {beating} show a method to beat unified, and "
-            f"in {passed} no gate refused."
+            f"{self.n_claims} {'claims' if self.n_claims == 1 else 'claim'} personalisation ({self.n_claims / n:.1%}, 95 % interval "
+            f"{low:.1%} to {high:.1%}): {verdict} the {LEVEL:.0%} that the tests allow. {beating} {'shows' if beating == 1 else 'show'} a "
+            f"method to beat unified, and in {passed} no gate refused." + self._untested
+        )
+
+    @property
+    def _untested(self) -> str:
+        """What could not be claimed for want of a control, in a sentence with a space before it; empty where nothing lacks one."""
+        methods = [[score.method for score in summary.scores] for summary in self.summaries]
+        if any(methods) and not any(map(can_claim, methods)):
+            return " None of them could claim it: no method was compared with the control that tells why it gains."
+        mute = sum(_shows_a_gain(summary) and not _tests_cause(summary) for summary in self.summaries)
+        return (
+            f" Of those that beat unified, {mute} could not claim it: what does was not compared with a control that tells why it gains."
+            if mute
+            else ""
         )
 
     @property
@@ -88,6 +101,18 @@ class NullRate:
 def _shows_a_gain(summary: ComparisonSummary) -> bool:
     """Return whether a method that could be champion is shown to beat the reference, also where something else keeps it from being one."""
     return any(can_win(score.method) and score.outcome == "better" for score in summary.scores)
+
+
+def _tests_cause(summary: ComparisonSummary) -> bool:
+    """Return whether the method that beats the reference, by the verdict, was compared with the control that tells why it gains."""
+    winners = [score.method for score in summary.scores if can_win(score.method) and score.outcome == "better"]
+    winner = summary.champion if summary.champion in winners else winners[0]
+    return summary.score(deciding_control(winner) or "") is not None
+
+
+def can_claim(methods: Collection[str]) -> bool:
+    """Return whether a study of these methods can claim personalisation: one of them has the control beside it that tells why it gains."""
+    return any(deciding_control(method) in methods for method in methods)
 
 
 def null_rate(studies: Sequence[tuple[str, ComparisonSummary]], remainders: Sequence[Remainder | None] = ()) -> NullRate:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -21,10 +21,12 @@ from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import ComparisonSummary, MethodScore
 from clusterlora.planning.null_studies import null_studies
+from clusterlora.planning.study_state import StudyState
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import PermutationRequest
 from clusterlora.results.null_rate import rate_of, write_null_rate
 from clusterlora.settings import DataSettings, GateSettings, Study
+from clusterlora.stages.compare import _summary as summary_of  # pyright: ignore[reportPrivateUsage]
 from clusterlora.stages.compare import compare_study
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
 from tests.fixtures.comparison import compared, evaluation
@@ -232,8 +234,25 @@ def test_a_method_that_beats_unified_and_is_no_champion_is_counted_too() -> None
     control = replace(better, method="random_cluster")
     summaries = [ComparisonSummary(None, "Something.", scores) for scores in ((base, better), (base, control), (base,))]
     rate = null_rate([(f"n{i}", summary) for i, summary in enumerate(summaries)])
-    assert "1 show a method to beat unified" in rate.sentence
+    assert "1 shows a method to beat unified" in rate.sentence
     assert [record["beats_unified"] for record in rate.records] == [True, False, False]
+
+
+def test_the_rate_says_which_studies_could_have_claimed_nothing() -> None:
+    def summary(champion: str, *others: str) -> ComparisonSummary:
+        return summary_of(compared(evaluation({"unified": 0.6, champion: 0.8} | dict.fromkeys(others, 0.6), (8, 8))), ended)
+
+    ended = cast(StudyState, SimpleNamespace(moved=None, verdicts=()))
+    without, with_control = summary("cluster"), summary("cluster", "random_cluster")
+    elsewhere = summary("hybrid", "cluster", "random_cluster")
+    none = null_rate([("n1", without), ("n2", without)]).sentence
+    assert none.endswith(" None of them could claim it: no method was compared with the control that tells why it gains.")
+    some = null_rate([("n1", with_control), ("n2", elsewhere)]).sentence
+    assert "1 claims personalisation" in some
+    assert " Of those that beat unified, 1 could not claim it: what does was not compared with a control that tells why" in some
+    assert null_rate([("n1", with_control)]).sentence.endswith("no gate refused.")
+    small = summary_of(compared(evaluation({"unified": 0.6, "cluster": 0.9, "random_cluster": 0.6}, (4, 4), n_items=1)), ended)
+    assert "0 show a method to beat unified" in null_rate([("n1", small)]).sentence, "it has no verdict"
 
 
 def test_a_study_that_was_compared_without_outcomes_is_compared_again_before_it_counts() -> None:
@@ -245,14 +264,14 @@ def test_a_study_that_was_compared_without_outcomes_is_compared_again_before_it_
     with pytest.raises(BadData, match="clusterlora compare --name null-02"):
         null_rate([("null-01", outcome()), ("null-02", ComparisonSummary("cluster", "Something.", (old, unified)))])
     again = ComparisonSummary("cluster", "Something.", (replace(old, outcome="better"), unified))
-    assert "1 show a method to beat unified" in null_rate([("null-01", outcome()), ("null-02", again)]).sentence
+    assert "1 shows a method to beat unified" in null_rate([("null-01", outcome()), ("null-02", again)]).sentence
 
 
 def test_the_rate_has_an_interval_and_is_called_too_high_only_when_that_says_so() -> None:
     rate = null_rate([*((f"n{i}", outcome()) for i in range(19)), ("n19", outcome(claims=True, refused=False))])
     assert rate.sentence == (
-        "Of 20 studies with permuted labels, in which nothing is personal, 1 claims personalisation (5%, 95 % interval 1% to 24%): not "
-        "shown to be more than the 5% that the tests allow. 0 show a method to beat unified, and in 1 no gate refused."
+        "Of 20 studies with permuted labels, in which nothing is personal, 1 claims personalisation (5.0%, 95 % interval 0.9% to 23.6%): "
+        "not shown to be more than the 5% that the tests allow. 0 show a method to beat unified, and in 1 no gate refused."
     )
     assert ": more than the 5%" in null_rate([(f"n{i}", outcome(claims=i < 6)) for i in range(20)]).sentence
     assert null_rate([("a", outcome())]).sentence.startswith("Of 1 study with")
@@ -298,6 +317,11 @@ def test_the_command_runs_every_null_prints_the_rate_and_says_which_one_did_not_
     assert launched == ["quick-null-01", "quick-null-02", "quick-null-03"]
     printed = json.loads(ended.stdout)
     assert (printed["claims"], printed["times"], len(printed["studies"])) == (0, 3, 3)
+    note = "no study can claim personalisation, whatever it finds; add --controls"
+    assert note not in ended.stderr
+    without = [*asked, "--set", 'methods=["unified","cluster"]']
+    assert note in CliRunner().invoke(study_cli.study, without).stderr
+    assert note not in CliRunner().invoke(study_cli.study, [*without, "--controls"]).stderr
     completes = False
     ended = CliRunner().invoke(study_cli.study, asked)
     assert ended.exit_code == 1
