@@ -19,12 +19,14 @@ from clusterlora.durable import write_durably
 from clusterlora.errors import BadData, ClusterLoraError
 from clusterlora.evaluation.markdown import cell, markdown_table
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.gate.judged_cluster import words as judged_words
 from clusterlora.gate.report import markdown as verdict_markdown
-from clusterlora.metadata import ComparisonSummary, Provenance, TruthAgreement
+from clusterlora.metadata import ComparisonSummary, Provenance, TruthAgreement, Tuning
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import markdown as signal_markdown
-from clusterlora.planning.cut import studied_dataset
-from clusterlora.planning.study_state import read_state
+from clusterlora.planning.cut import dialogues_each, studied_dataset
+from clusterlora.planning.ladder import GATED, gated
+from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import seconds_by_phase
@@ -120,7 +122,7 @@ def section(study: Study, summary: Document, stores: Stores) -> str:
     version = f" of clusterlora {provenance.clusterlora_version}{revision}" if provenance else ""
     parts = [
         f"## {study.name}\n",
-        "\n".join(setting(study, stores)) + "\n",
+        "\n".join(setting(study, stores, summary["n_seeds"])) + "\n",
         f"Its stages{version} took {seconds / 60:.0f} minutes, summed over workers.\n",
     ]
     if signal is not None:
@@ -141,16 +143,15 @@ def permuted(name: str, stores: Stores) -> str:
     exists = name in {known for known, _, _ in stores.studies.studies()}
     own = stores.studies.metadata(name, ComparisonSummary) if exists else None
     beside = [] if own is None else [_unpermuted(own)]
-    return "\n".join((f"## {name}: nothing is personal\n", "\n".join(setting(first, stores)) + "\n", *beside, rate))
+    return "\n".join((f"## {name}: nothing is personal\n", "\n".join(setting(first, stores, first.seeds)) + "\n", *beside, rate))
 
 
 def _unpermuted(summary: ComparisonSummary) -> str:
-    """Return what the study says whose dialogues were not exchanged: whether what is planted there could be found at all."""
+    """Return what the study says whose dialogues were not exchanged, and what its rate of false claims is then worth."""
     found = (
         "It claims personalisation, so that such studies do find it."
         if summary.claims_personalisation
-        else "It claims no personalisation either: it is too small to find what is planted, so that the rate below says how often such a "
-        "study is wrong, and not how often it is right."
+        else "It claims no personalisation, so that the rate below says how often such a study is wrong, and not how often it is right."
     )
     return f"The same study with everybody's own dialogues says: *{summary.sentence}* {found}\n"
 
@@ -161,8 +162,8 @@ def unstudied(file: str) -> str:
     return f"## What `{Path(file).name}` would promise\n\n{signal_markdown(measured)}"
 
 
-def setting(study: Study, stores: Stores) -> Iterator[str]:
-    """Yield the data, training and clustering of a study as list items."""
+def setting(study: Study, stores: Stores, n_seeds: int) -> Iterator[str]:
+    """Yield the data, training and clustering of a study as list items; `n_seeds` trainings are compared."""
     data, recipe = study.data, study.recipe
     dataset = studied_dataset(study.name, stores)
     shares = data.synthetic
@@ -171,10 +172,12 @@ def setting(study: Study, stores: Stores) -> Iterator[str]:
         f"the person's own, {shares.noise_share:.0%} noise; seed {shares.seed})"
     )
     source = synthetic if data.source == "synthetic" else f"read from `{Path(data.path or data.source).name}`"
-    yield f"- {len(dataset.personas)} people, {source}; dialogues each: {data.train} train, {data.val} val, {data.test} test"
-    trainings = "one training" if study.seeds == 1 else f"{study.seeds} trainings"
+    yield f"- {len(dataset.personas)} people, {source}; dialogues each: {dialogues_each(dataset)}"
+    trainings = "one training" if n_seeds == 1 else f"{n_seeds} trainings"
+    tuning = stores.studies.metadata(study.name, Tuning)
+    tuned = f"its own recipe, the first of {len(tuning.recipes)} that every method tried: " if tuning else ""
     yield (
-        f"- base model {cell(study.model.base)}; rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, "
+        f"- base model {cell(str(study.model.base))}; {tuned}rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, "
         f"batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}; {trainings} of every adapter"
     )
     if clustering := stores.studies.clustering(study.name):
@@ -185,27 +188,45 @@ def setting(study: Study, stores: Stores) -> Iterator[str]:
 
 
 def gate(study: Study, stores: Stores) -> str:
-    """Return the verdicts of the gate, or a sentence that there are none."""
-    verdicts = stores.studies.verdicts(study.name)
+    """Return the verdicts of the gate, or a sentence on why there are none."""
+    state = read_state(study.name, stores)
+    verdicts = state.verdicts
     if not verdicts:
-        return "No gate was judged: the steps were run one by one.\n"
+        return f"{_no_gate(state)}\n"
     return "\n".join(verdict_markdown(verdict).replace("## Gate", "#### Gate", 1) for verdict in verdicts)
+
+
+def _no_gate(state: StudyState) -> str:
+    """Return why nothing was judged."""
+    if GATED not in state.settings.methods:
+        return f"There is no gate: the study does not compare {GATED}, which it judges."
+    if gated(state) or state.clustering is None:
+        return "No gate was judged: the steps were run one by one."
+    if state.start is not None:
+        return "There is no gate: people stay in the clusters of the study that this one goes on from."
+    return judged_words(state.clustering.sizes, state.settings.clustering)
 
 
 def criteria(summary: Document) -> str:
     """Return a table of the mission's criteria and what cluster adapters and the champion reached."""
+    if _is_too_small(summary):
+        return "The study is too small for a verdict: whether the mission's criteria are met is not known.\n"
     if summary["headline"] != "embedding_similarity" or summary["reference"] is None:
         return "The mission's criteria are about embedding similarity against unified, which this study does not measure.\n"
     methods = {record["method"]: record for record in summary["methods"]}
     names = [name for name in dict.fromkeys(("cluster", summary["champion"])) if name in methods and name != summary["reference"]]
     if not names:
-        return "No cluster adapter was compared, and no method beats unified: none of the mission's criteria can be met.\n"
+        return "No cluster adapter was compared, and no method is champion over unified: none of the mission's criteria can be met.\n"
     rows = [
         (name, criterion, value, "met" if met else "**not met**")
         for name in names
         for criterion, value, met in judged(methods[name], summary)
     ]
     return markdown_table(("method", "asked", "reached on test items", "verdict"), rows, right=(False, False, True, False))
+
+
+def _is_too_small(summary: Document) -> bool:
+    return summary["no_champion"] is not None and summary["no_champion"]["reason"] == "too few"
 
 
 def judged(record: Document, summary: Document) -> Iterator[tuple[str, str, bool]]:
@@ -227,7 +248,8 @@ def _above(words: str, threshold: float, value: float) -> tuple[str, str, bool]:
 def findings(summary: Document) -> Iterator[str]:
     """Yield sentences on each outcome against the reference, on each contrast and on prompt cost."""
     reference, metric = summary["reference"], METRICS[summary["headline"]]
-    tested = [record for record in summary["methods"] if record["p_holm"] is not None]
+    has_verdict = not _is_too_small(summary)
+    tested = [record for record in summary["methods"] if has_verdict and record["p_holm"] is not None]
     for words, records in (
         (f"Shown to beat {reference}", [r for r in tested if r["outcome"] == "better"]),
         (f"Shown to do worse than {reference}", [r for r in tested if r["outcome"] == "worse"]),
@@ -236,7 +258,7 @@ def findings(summary: Document) -> Iterator[str]:
     ):
         if records:
             yield f"{words}: " + ", ".join(f"{r['method']} ({metric.format(r[f'vs_{reference}'], signed=True)})" for r in records) + "."
-    for contrast in summary["contrasts"]:
+    for contrast in summary["contrasts"] if has_verdict else ():
         mean, low, high = (metric.format(contrast["difference"][name], signed=True) for name in ("mean", "ci_low", "ci_high"))
         outcome = OUTCOMES[contrast["difference"]["outcome"]]
         yield f"{contrast['method']} against {contrast['other']}: {mean} [{low}, {high}], {outcome}."

@@ -44,9 +44,10 @@ def twins_note(personas: Sequence[Persona]) -> str | None:
     if not twins:
         return None
     n_test = sum(len(persona.of_split("test")) for persona in personas)
+    repeat = "repeats" if len(twins) == 1 else "repeat"
     return (
-        f"{len(twins)} of {n_test} test dialogues nearly repeat a train dialogue of somebody else: a leak for unified and clusters, which "
-        "learn from several people, and none for per_persona."
+        f"{len(twins)} of {n_test} test dialogues nearly {repeat} a train dialogue of somebody else: a leak "
+        "for unified and clusters, which learn from several people, and none for per_persona."
     )
 
 

@@ -19,6 +19,17 @@ def cut_to(dataset: Dataset, cut: Cut) -> Dataset:
     return at_most(Dataset(dataset.personas[: cut.n_personas]), {"train": cut.train, "val": cut.val, "test": cut.test})
 
 
+def dialogues_each(dataset: Dataset) -> str:
+    """Return in words how many dialogues of every split a person of the data set has: a number, or the fewest and the most."""
+
+    def of(split: Split) -> str:
+        counts = [len(person.of_split(split)) for person in dataset.personas]
+        fewest, most = min(counts), max(counts)
+        return f"{most} {split}" if fewest == most else f"{fewest} to {most} {split}"
+
+    return f"{of('train')}, {of('val')}, {of('test')}"
+
+
 def at_most(dataset: Dataset, counts: Mapping[Split, int]) -> Dataset:
     """Return the data set with at most so many dialogues per person of each split that is named, the first ones."""
 

@@ -18,6 +18,7 @@ from clusterlora.engine.job import mean_by_step
 from clusterlora.evaluation.memorisation import Memorisation
 from clusterlora.metadata import DataWarnings, ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
 from clusterlora.persona_signal.measure import PersonaSignal
+from clusterlora.planning.cut import dialogues_each
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.trials import trial_keys
@@ -114,7 +115,7 @@ def report_data(
 
 def _settings(state: StudyState, plan: WorkPlan, comparison: Comparison) -> Iterator[tuple[str, str]]:
     study, rung = state.settings, plan.rung
-    recipe = study.recipe
+    recipe, own = study.recipe, "own " if state.tuning else ""
     yield "base model", study.model.base
     yield "data", study.data.path or study.data.source
     if study.data.permute_seed is not None:
@@ -123,14 +124,17 @@ def _settings(state: StudyState, plan: WorkPlan, comparison: Comparison) -> Iter
         yield "canaries", f"{study.data.canaries} codes of invented people in train dialogues: not for serving"
     yield "system prompt", study.model.system_prompt
     yield "persona in the prompt", "yes" if study.model.persona_in_prompt else "no"
-    yield "dialogues per persona", f"{study.data.train} train, {study.data.val} val, {study.data.test} test"
+    yield "dialogues per persona", dialogues_each(state.dataset)
     if left_out := cut_sentence(state):
         yield "minutes", left_out
-    yield "recipe", f"rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}"
-    yield "learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
+    yield f"{own}recipe", f"rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}"
+    yield f"{own}learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
+    if state.tuning:
+        yield "recipes tried", f"{len(state.tuning.recipes)}, the study's own first; every method is trained by the best for it"
     if GATED in study.methods:
         yield "clusters start from", plan.cluster_init
-        yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {changes_of(rung)}"
+        of_own = f"own, the recipe that was chosen for {GATED}" if state.tuning else "own, the recipe above"
+        yield "rung of the gate's ladder", of_own if rung == OWN else f"{rung.name}: {changes_of(rung)}"
     if power := study_power(study.methods, REFERENCE, comparison.n_personas, clusters=(tuple(comparison.cluster_sizes.values()),)):
         yield "power before training", power.sentence
     for method, shown in comparison.shown.items():
