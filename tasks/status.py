@@ -27,6 +27,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     """Yield the page line by line."""
     from clusterlora.clustering.summary import sentence
     from clusterlora.errors import counted
+    from clusterlora.planning.cut import dialogues_each
     from clusterlora.planning.ladder import gated
     from clusterlora.progress.estimate import cut_sentence
     from clusterlora.progress.timeline import against_unified, next_step
@@ -38,13 +39,14 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     yield ""
     n_personas, n_dialogues = (provenance.n_personas, provenance.n_dialogues) if provenance else ("?", "?")
     yield f"- **Data**: {n_personas} personas, {n_dialogues} dialogues from `{study.data.source}`"
-    yield f"- **Examples**: {study.data.train} train, {study.data.val} val and {study.data.test} test dialogues per persona"
+    if state.data is not None:
+        yield f"- **Examples**: {dialogues_each(state.data)} dialogues per persona"
     if left_out := cut_sentence(state):
         yield f"- **Left out**: {left_out}"
     if clustering is not None:
         yield f"- **Clusters**: {sentence(clustering)}"
     yield (
-        f"- **Recipe**: `{study.model.base}`, rank {recipe.rank}, {recipe.epochs} epochs, "
+        f"- **{'Own recipe' if state.tuning else 'Recipe'}**: `{study.model.base}`, rank {recipe.rank}, {recipe.epochs} epochs, "
         f"batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
     )
     yield f"- **Methods**: {', '.join(study.methods)}"

@@ -16,6 +16,7 @@ from clusterlora.results.report import _settings as settings_of  # pyright: igno
 from clusterlora.results.tuning import cost_sentence, trial_rows, tuning_markdown, tuning_sentence
 from clusterlora.settings import ClusteringSettings, Rung, Study
 from clusterlora.values import Criterion, Verdict
+from tasks.status import status_lines
 from tests.fast.test_tuning import PER_TOKEN, planned, tuned_to_the_end
 from tests.fixtures.comparison import compared, evaluation
 
@@ -83,6 +84,9 @@ def test_the_report_calls_the_studys_recipe_its_own_where_each_method_is_trained
     rung = "rung of the gate's ladder"
     assert (tuned[rung], untuned[rung]) == ("own, the recipe that was chosen for cluster", "own, the recipe above")
     assert tuned["dialogues per persona"] == "30 train, 10 val, 1 test"
+    page = "\n".join(status_lines(state, tmp_path, "finished"))
+    assert "- **Own recipe**: " in page
+    assert "- **Examples**: 30 train, 10 val, 1 test dialogues per persona" in page
 
 
 def test_what_a_person_had_retried_is_said_whether_it_was_taken_or_not(tiny_base_folder: Path, tmp_path: Path) -> None:
