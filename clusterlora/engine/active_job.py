@@ -10,11 +10,6 @@ from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine.job import TrainingJob, batches, learning_rate, out_of_patience
 from clusterlora.engine.slot_adamw import SlotStep
 
-CHECKPOINT_SECONDS = 20.0
-"""An epoch ends with a checkpoint if the adapter's last one is older than this; repeating a short job is cheaper than checkpointing it."""
-LONG_EPOCH_SECONDS = 60.0
-"""In the middle of an epoch a checkpoint is due when the last one is older than this."""
-
 
 @dataclass(slots=True, eq=False)
 class ActiveJob:
@@ -60,8 +55,3 @@ class ActiveJob:
     def is_finished(self) -> bool:
         """Whether no step is left to take, or none would help."""
         return self.has_diverged or len(self.losses) == self.job.total_steps or out_of_patience(self.job.recipe, self.val_losses)
-
-    @property
-    def is_checkpoint_due(self) -> bool:
-        """Whether the last checkpoint is old enough for another one."""
-        return time.monotonic() - self.saved > CHECKPOINT_SECONDS

@@ -1,7 +1,8 @@
-"""Checkpoints after an epoch, or within a long one: weights, both of AdamW's moments, the losses so far, and the best epoch's weights."""
+"""Checkpoints of unfinished trainings: weights, both of AdamW's moments, the losses so far, and the best epoch's weights."""
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from clusterlora.engine.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT_SECONDS = 20.0
+"""A checkpoint is due when the last one is older than this; repeating a short job is cheaper than checkpointing it."""
 _FILE = "checkpoint.safetensors"
 
 
@@ -31,6 +34,11 @@ class Checkpoint:
     losses: tuple[float, ...]
     val_losses: tuple[float, ...] = ()
     best: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+
+
+def is_due(saved: float) -> bool:
+    """Return whether an adapter's last checkpoint is old enough for another one. `saved`: when it was written, by `time.monotonic`."""
+    return time.monotonic() - saved > CHECKPOINT_SECONDS
 
 
 def write(job: TrainingJob, checkpoint: Checkpoint) -> None:

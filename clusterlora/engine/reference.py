@@ -37,7 +37,7 @@ def train(
 ) -> Iterator[TrainingResult]:
     """Train adapters one by one and yield each as soon as it is finished.
 
-    A job resumes after its last finished epoch, or in the epoch in which another engine's checkpoint left it.
+    A job resumes after the epoch of its last checkpoint, or in the epoch in which another engine's checkpoint left it.
 
     Args:
         halve_micro_batch: when an allocation fails, go on from the checkpoint with half the micro-batch.
@@ -64,7 +64,7 @@ def train(
 
 def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, report: StepReport) -> TrainingResult | None:
     """Return the finished adapter, or None as soon as a loss is not finite."""
-    started = time.monotonic()
+    started = saved = time.monotonic()
     recipe = job.recipe
     model = _with_adapter(base, job)
     try:
@@ -90,7 +90,10 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, report: S
                     return None
                 if val_losses[-1] == min(val_losses):
                     best = {_layer_tensor_name(name): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-            _save_checkpoint(model, optimiser, job, losses, val_losses, best)
+            is_finished = len(losses) == job.total_steps or out_of_patience(recipe, val_losses)
+            if not is_finished and checkpoint.is_due(saved):
+                _save_checkpoint(model, optimiser, job, losses, val_losses, best)
+                saved = time.monotonic()
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and best:
                 parameter.data.copy_(best[_layer_tensor_name(name)])

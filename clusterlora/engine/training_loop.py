@@ -73,7 +73,7 @@ def train(
                 validated = {adapter: adapter.job.val for adapter in ended if adapter.job.recipe.patience}
                 for adapter, val_loss in passes.forward(validated).items():
                     slots.record_val_loss(adapter, val_loss)
-                slots.write_due_checkpoints(ended, batches)
+                slots.write_due_checkpoint(batches)
                 for adapter in ended:
                     if on_epoch is not None and not adapter.is_finished:
                         slots.show(adapter, on_epoch)

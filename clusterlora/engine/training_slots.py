@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clusterlora.engine import active_job, checkpoint
+from clusterlora.engine import checkpoint
 from clusterlora.engine.active_job import ActiveJob
 from clusterlora.engine.backends import Backend
 from clusterlora.engine.base import BaseModel
@@ -39,9 +39,9 @@ SLOT_BYTES_PER_PARAMETER = 4 * 5
 _WRITERS = 8
 """Threads that write adapters."""
 _WRITING_SHARE = 0.02
-"""Share of the time that checkpoints in the middle of epochs may take."""
+"""Share of the time that checkpoints may take."""
 _LOOK_SECONDS = 1.0
-"""How often it is asked whether one of them is due: a step of hundreds of adapters may take milliseconds."""
+"""How often it is asked whether one is due: a step of hundreds of adapters may take milliseconds."""
 _SLOT_SHARE = 0.25
 """Share of the free memory that slots may take."""
 
@@ -66,7 +66,7 @@ class TrainingSlots:
         """The last one drawn, by rank and seed."""
         self._configs: dict[Recipe, PeftConfig] = {}
         self._next_look = 0.0
-        """When a checkpoint in the middle of an epoch may be written again, on the clock of `time.monotonic`."""
+        """When a checkpoint may be written again, on the clock of `time.monotonic`."""
 
     def __len__(self) -> int:
         return len(self.stack.parameters)
@@ -118,12 +118,22 @@ class TrainingSlots:
             active.best = self.stack.parameters[active.slot].clone()
         active.val_losses.append(loss)
 
-    def write_due_checkpoints(self, ended: Iterable[ActiveJob], trained: Iterable[ActiveJob]) -> None:
-        """Write the checkpoints of adapters whose epoch ended, if they are due, and one of all others that are in the middle of theirs."""
-        for active in ended:
-            if active.is_checkpoint_due and not active.has_diverged:
-                self._write_checkpoint(active)
-        self._write_checkpoint_within_epoch(trained)
+    def write_due_checkpoint(self, trained: Iterable[ActiveJob]) -> None:
+        """Write the checkpoint of the unfinished adapter whose last one is oldest, if that is due.
+
+        One at a time, and then none until the share of the time that writing may take is kept: those of hundreds of adapters, whose epochs
+        may end together, would hold up their training. A crash costs an adapter what it has learned since its turn.
+        """
+        began = time.monotonic()
+        if began < self._next_look:
+            return
+        oldest = min((one for one in trained if not one.is_finished), key=lambda one: one.saved, default=None)
+        if oldest is None or not checkpoint.is_due(oldest.saved):
+            self._next_look = began + _LOOK_SECONDS
+            return
+        self._write_checkpoint(oldest)
+        ended = time.monotonic()
+        self._next_look = ended + (ended - began) / _WRITING_SHARE
 
     def _write_checkpoint(self, active: ActiveJob) -> None:
         """Write weights, moments and losses; a later `admit` goes on from there."""
@@ -133,23 +143,6 @@ class TrainingSlots:
         state = checkpoint.Checkpoint(weights, moments[0], moments[1], tuple(active.losses), tuple(active.val_losses), best)
         checkpoint.write(active.job, state)
         active.saved = time.monotonic()
-
-    def _write_checkpoint_within_epoch(self, trained: Iterable[ActiveJob]) -> None:
-        """Write the checkpoint of the adapter whose last one is oldest, if that is due. So a crash costs a minute of a long epoch.
-
-        One at a time: those of hundreds of adapters would hold up their training.
-        """
-        began = time.monotonic()
-        if began < self._next_look:
-            return
-        unfinished = (one for one in trained if not one.is_finished)
-        oldest = min(unfinished, key=lambda one: one.saved, default=None)
-        if oldest is None or began - oldest.saved <= active_job.LONG_EPOCH_SECONDS:
-            self._next_look = began + _LOOK_SECONDS
-            return
-        self._write_checkpoint(oldest)
-        ended = time.monotonic()
-        self._next_look = ended + (ended - began) / _WRITING_SHARE
 
     def show(self, active: ActiveJob, on_epoch: OnEpoch) -> None:
         """Call a function with an adapter that goes on after this epoch, while the model is as it was before training."""

@@ -34,7 +34,6 @@ from clusterlora.engine import (
     TrainingProgress,
     TrainingResult,
     UnfinishedAdapter,
-    active_job,
     adapter_jobs,
     backends,
     generate,
@@ -185,11 +184,9 @@ def test_a_folder_that_was_not_written_here_is_left_alone(train: Train, tmp_path
 
 
 @pytest.mark.whole
+@pytest.mark.usefixtures("checkpoint_every_step")
 @pytest.mark.parametrize("kind", ["lora", "prefix", "dora", "ia3"])
-def test_an_interrupted_call_resumes_where_it_was_checkpointed_and_ends_with_the_same_adapters(
-    train: Train, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setattr(active_job, "CHECKPOINT_SECONDS", -1.0)
+def test_an_interrupted_call_resumes_where_it_was_checkpointed_and_ends_with_the_same_adapters(train: Train, kind: str) -> None:
     asked = jobs("a", "bb", recipe=replace(RECIPE, kind=kind, epochs=4))
     whole = train(asked, folder="whole")
 

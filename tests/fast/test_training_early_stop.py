@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clusterlora.adapters.cache_key import cache_keys
-from clusterlora.engine import active_job, checkpoint, training_loop
+from clusterlora.engine import checkpoint, training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob, TrainingResult, out_of_patience
 from clusterlora.ports.run_log import SilentLog
@@ -65,14 +65,13 @@ def test_the_best_epoch_is_kept_and_all_trained_tokens_are_counted(base64: BaseM
 
 
 @pytest.mark.whole
+@pytest.mark.usefixtures("checkpoint_every_step")
 @pytest.mark.parametrize("resume", [together, alone])
 def test_a_killed_training_remembers_its_best_epoch(
     base64: BaseModel,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     resume: Engine,
 ) -> None:
-    monkeypatch.setattr(active_job, "CHECKPOINT_SECONDS", -1.0)
     expected = together(base64, jobs(base64, tmp_path / "whole"))["patient"]
     patient = next(job for job in jobs(base64, tmp_path / "killed") if job.name == "patient")
     steps = 2 * (expected.val_losses.index(min(expected.val_losses)) + 2) + 1

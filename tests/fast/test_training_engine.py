@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from clusterlora.chat.encoder import PromptEncoder, TokenSequence
-from clusterlora.engine import active_job, backends, checkpoint, memory, passes, reference, training_loop, training_slots
+from clusterlora.engine import backends, checkpoint, memory, passes, reference, training_loop, training_slots
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.decoder_backend import DecoderBackend
 from clusterlora.engine.families import decoder_of
@@ -233,14 +233,9 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
 
 
 @pytest.mark.whole
+@pytest.mark.usefixtures("checkpoint_every_step")
 @pytest.mark.parametrize("engine", [training_loop, reference])
-@pytest.mark.parametrize("within_epochs", [False, True])
-def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
-    base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within_epochs: bool, engine: ModuleType
-) -> None:
-    # Since ever due, and written after every step if they may take all of the time.
-    monkeypatch.setattr(active_job, "LONG_EPOCH_SECONDS" if within_epochs else "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training_slots, "_WRITING_SHARE", 1e9)
+def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(base64: BaseModel, tmp_path: Path, engine: ModuleType) -> None:
     expected = together(base64, unequal_jobs(base64, tmp_path / "whole"))
 
     class DiesAfter(SilentLog):
@@ -255,20 +250,54 @@ def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         list(training_loop.train(base64, jobs, micro_batch=2, run_log=DiesAfter()))
     left = [(state, j) for j in jobs if (state := checkpoint.read(j)) is not None]
-    assert any(bool(len(state.losses) % j.steps_per_epoch) == within_epochs for state, j in left), "resuming would prove nothing"
+    within_epochs = {bool(len(state.losses) % j.steps_per_epoch) for state, j in left}
+    assert within_epochs == {False, True}, "one within its epoch and one at the end of it"
     resumed = {r.job.name: r for r in engine.train(base64, jobs, micro_batch=2, run_log=SilentLog())}
     assert all(result.losses == pytest.approx(expected[name].losses, rel=1e-9) for name, result in resumed.items())
     assert all(difference(result, expected[name]) < 1e-9 for name, result in resumed.items())
 
 
+@pytest.mark.usefixtures("checkpoint_every_step")
+@pytest.mark.parametrize("engine", [training_loop, reference])
+def test_an_adapter_that_has_finished_writes_no_checkpoint(base64: BaseModel, tmp_path: Path, engine: ModuleType) -> None:
+    jobs = unequal_jobs(base64, tmp_path)
+    assert len(list(engine.train(base64, jobs, micro_batch=2, run_log=SilentLog()))) == len(jobs)
+    left = [(state, j) for j in jobs if (state := checkpoint.read(j)) is not None]
+    assert left
+    assert all(len(state.losses) < j.total_steps for state, j in left)
+
+
+def test_checkpoints_of_adapters_whose_epochs_end_together_wait_until_their_share_of_the_time_allows_them(
+    base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_slots, "_WRITING_SHARE", 1e-9)
+    jobs = [job(base64, tmp_path, name, n=2) for name in "abc"]
+    together(base64, jobs)
+    assert [j.name for j in jobs if checkpoint.read(j) is not None] == ["a"]
+
+
 @pytest.mark.whole
+@pytest.mark.usefixtures("checkpoint_every_step")
 def test_a_checkpoint_of_one_engine_is_continued_by_the_other(base64: BaseModel, tmp_path: Path) -> None:
-    (half,) = alone(base64, [job(base64, tmp_path / "a", "a", recipe=replace(RECIPE, schedule="constant"))]).values()
-    longer = job(base64, tmp_path / "a", "a", recipe=replace(RECIPE, schedule="constant", epochs=4))
-    ours = together(base64, [longer])["a"]
-    theirs = alone(base64, [job(base64, tmp_path / "b", "a", recipe=replace(RECIPE, schedule="constant", epochs=4))])["a"]
-    assert half.losses == pytest.approx(ours.losses[: len(half.losses)])
-    assert difference(ours, theirs) < 0.05  # warm-up is a share of the steps, so the first epochs differ a little
+    class DiesAfterTheFirstEpoch(SilentLog):
+        left = 3
+
+        def advance(self, units: int = 1, **_facts: float) -> None:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= units
+
+    half = job(base64, tmp_path / "a", "a")
+    with pytest.raises(KeyboardInterrupt):
+        list(reference.train(base64, [half], micro_batch=64, run_log=DiesAfterTheFirstEpoch()))
+    state = checkpoint.read(half)
+    assert state is not None
+    assert len(state.losses) == half.steps_per_epoch
+    ours = together(base64, [half])["a"]
+    theirs = alone(base64, [job(base64, tmp_path / "b", "a")])["a"]
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-9)
+    assert difference(ours, theirs) < 1e-9
 
 
 def test_training_restores_the_base_model(base64: BaseModel, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from clusterlora.chat.encoder import PromptEncoder
-from clusterlora.engine import active_job, backends, cuda_graphs, reference, training_loop
+from clusterlora.engine import backends, checkpoint, cuda_graphs, reference, training_loop, training_slots
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import inference_backend
@@ -75,7 +75,8 @@ def test_trainings_with_cuda_graphs_equal_peft_alone_in_float64(
 def test_a_stopped_training_resumes_with_the_same_result(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(tiny_base_folder), device="cuda")
     whole = train(base, jobs(base, tmp_path / "whole", 2))
-    monkeypatch.setattr(active_job, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_slots, "_WRITING_SHARE", 1e9)
 
     class Stopped(SilentLog):
         left = 9

@@ -160,8 +160,8 @@ def write_everything(_base: Path, say: Say) -> None:
 
 
 def study(base: Path, _say: Say) -> None:
-    """Run a study of two people from its data to its tables, in this process; a checkpoint ends every epoch."""
-    from clusterlora.engine import active_job
+    """Run a study of two people from its data to its tables, in this process; any step but an adapter's last ends with a checkpoint."""
+    from clusterlora.engine import checkpoint, training_slots
     from clusterlora.planning.attempts import next_request
     from clusterlora.ports.run_log import SilentLog
     from clusterlora.recipe import Recipe
@@ -175,7 +175,8 @@ def study(base: Path, _say: Say) -> None:
     from clusterlora.stages.train import train_group
     from clusterlora.wiring import from_environment
 
-    active_job.CHECKPOINT_SECONDS = -1.0
+    checkpoint.CHECKPOINT_SECONDS = -1.0
+    training_slots._WRITING_SHARE = 1e9
     settings = Study(
         name="cut",
         methods=("unified", "per_persona"),
