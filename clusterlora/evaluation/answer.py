@@ -1,7 +1,7 @@
 """Answers items with compositions of adapters and scores the answers: greedy generation, reference likelihood, metrics."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +28,8 @@ from clusterlora.values import Answer, Item
 
 log = logging.getLogger(__name__)
 
-ANSWERS_PER_EMBEDDING_BATCH = 256
-"""Answers are embedded while others are generated, so that progress covers both: embedding may take as long as generating."""
+ANSWERS_PER_BATCH = 256
+"""Answers are embedded and scored while others are generated, so that they can be saved, and progress covers both: it may take as long."""
 GPU_BATCH_FACTOR = 4
 """On a GPU, batches are larger by this factor, at about the same time per batch."""
 
@@ -45,14 +45,15 @@ class AnswerRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Replies:
-    """What a backend answered to each request: words, likelihood of the reference, the prompt, and scores that say whether it was cut."""
+class _Reply:
+    """What a backend answered to one request: words, likelihood of the reference, the prompt, and scores that say whether it was cut."""
 
-    texts: Sequence[str]
-    nll: Float[np.ndarray, " request"]
-    turns: Sequence[EncodedTurn]
-    cut: Sequence[tuple[tuple[str, float], ...]]
-    probabilities: LabelProbabilities | None = None
+    number: int
+    text: str
+    nll: float
+    turn: EncodedTurn
+    cut: tuple[tuple[str, float], ...] = ()
+    label_probabilities: Float[np.ndarray, " label"] | None = None
 
 
 class Answerer:
@@ -81,11 +82,20 @@ class Answerer:
         self._batch_size = BatchSize(n_rows, name="evaluation.batch_size")
 
     def answer(
-        self, requests: Sequence[AnswerRequest], weights_by_composition: Mapping[str, Weights], *, metrics: Sequence[str], run_log: RunLog
+        self,
+        requests: Sequence[AnswerRequest],
+        weights_by_composition: Mapping[str, Weights],
+        *,
+        metrics: Sequence[str],
+        run_log: RunLog,
+        on_scored: Callable[[Sequence[Answer]], None] = lambda _: None,
     ) -> list[Answer]:
         """Return an answer per request, in order. Text is generated only if a metric uses it; its scores then say whether it was cut.
 
         If an allocation fails, answering goes on with half the batch size; rows are independent, so scores stay the same.
+
+        Args:
+            on_scored: called with `ANSWERS_PER_BATCH` answers at a time, while others are generated.
 
         Raises:
             OutOfMemory: a single row does not fit.
@@ -93,63 +103,78 @@ class Answerer:
         keys = sorted({request.composition_key for request in requests})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
         slots = [slot_by_key[request.composition_key] for request in requests]
+        embeds, answers = any(METRICS[name].embeds for name in metrics), dict[int, Answer]()
+
+        def score(replies: Sequence[_Reply]) -> None:
+            scored = self._scored(requests, replies, metrics)
+            answers.update(zip((reply.number for reply in replies), scored, strict=True))
+            on_scored(scored)
+
+        batch, left = list[_Reply](), list[_Reply]()
         backend = inference_backend(self._base, [weights_by_composition[key] for key in keys])
         try:
-            answered = self._scored_labels if scores_labels(metrics) else self._generated
-            replies = answered(backend, requests, slots, metrics, run_log)
+            for reply in (self._label_replies if scores_labels(metrics) else self._replies)(backend, requests, slots, metrics):
+                batch.append(reply)
+                if len(batch) == ANSWERS_PER_BATCH:
+                    if not embeds or self._embed(requests, batch):
+                        score(batch)
+                    else:
+                        left += batch
+                    batch = []
+                run_log.advance(1)
         finally:
             backend.close()
+        if left := sorted((*left, *batch), key=lambda reply: reply.number):
+            score(left)
+        return [answers[number] for number in range(len(requests))]
+
+    def _scored(self, requests: Sequence[AnswerRequest], replies: Sequence[_Reply], metrics: Sequence[str]) -> list[Answer]:
+        """Return the replies with the scores of all metrics."""
+        answered = [requests[reply.number] for reply in replies]
+        probabilities = [reply.label_probabilities for reply in replies if reply.label_probabilities is not None]
         scorable = Scorable(
-            texts=replies.texts,
-            references=[request.item.reference for request in requests],
+            texts=[reply.text for reply in replies],
+            references=[request.item.reference for request in answered],
             embedder=self._embedder,
-            nll=replies.nll,
-            persona_ids=[request.item.persona_id for request in requests],
+            nll=np.array([reply.nll for reply in replies]),
+            persona_ids=[request.item.persona_id for request in answered],
             train=self._train,
-            prompt_tokens=[len(turn.prompt) for turn in replies.turns],
-            probabilities=replies.probabilities,
+            prompt_tokens=[len(reply.turn.prompt) for reply in replies],
+            probabilities=LabelProbabilities(self._labels, np.stack(probabilities)) if probabilities else None,
         )
         scores = {name: METRICS[name].score(scorable) for name in metrics if not METRICS[name].pairwise}
-        shown = [shots_scores(request.n_shots, turn.n_dropped) for request, turn in zip(requests, replies.turns, strict=True)]
         return [
             Answer(
                 request.composition_key,
                 request.item.id,
                 request.item.persona_id,
                 request.item.split,
-                replies.texts[number],
-                (*((name, float(values[number])) for name, values in scores.items()), *replies.cut[number], *shown[number]),
+                reply.text,
+                (
+                    *((name, float(values[row])) for name, values in scores.items()),
+                    *reply.cut,
+                    *shots_scores(request.n_shots, reply.turn.n_dropped),
+                ),
             )
-            for number, request in enumerate(requests)
+            for row, (request, reply) in enumerate(zip(answered, replies, strict=True))
         ]
 
-    def _generated(
-        self,
-        backend: InferenceBackend,
-        requests: Sequence[AnswerRequest],
-        slots: Sequence[int],
-        metrics: Sequence[str],
-        run_log: RunLog,
-    ) -> "_Replies":
-        """Return every request's generated text, where a metric reads it, and its reference's likelihood."""
-        references = [request.item.reference for request in requests]
+    def _replies(
+        self, backend: InferenceBackend, requests: Sequence[AnswerRequest], slots: Sequence[int], metrics: Sequence[str]
+    ) -> Iterator[_Reply]:
+        """Yield every request's generated text, where a metric reads it, and its reference's likelihood."""
         turns = self._encoder.encode_turns([(request.item.messages, request.item.reference) for request in requests])
         questions = [Question(turn.prompt, slot, turn.response) for slot, turn in zip(slots, turns, strict=True)]
-        references_to_embed = references if any(METRICS[name].embeds for name in metrics) else None
-        generating, limit = generates(metrics), self._settings.max_new_tokens
-        texts, nll, n_tokens = self._run(backend, questions, references_to_embed, generating=generating, run_log=run_log)
-        cut = [cut_scores(n, len(question.reference), limit) if generating else () for n, question in zip(n_tokens, questions, strict=True)]
-        return _Replies(texts, nll, turns, cut)
+        limit = self._settings.max_new_tokens if generates(metrics) else None
+        for reply in all_replies(backend, questions, max_new_tokens=limit, batch_size=self._batch_size):
+            n_reference = len(questions[reply.number].reference)
+            cut = () if limit is None else cut_scores(len(reply.ids), n_reference, limit)
+            yield _Reply(reply.number, self._encoder.words(reply.ids), reply.nll, turns[reply.number], cut)
 
-    def _scored_labels(
-        self,
-        backend: InferenceBackend,
-        requests: Sequence[AnswerRequest],
-        slots: Sequence[int],
-        _metrics: Sequence[str],
-        run_log: RunLog,
-    ) -> "_Replies":
-        """Return every request's likeliest label and the likelihoods of all; nothing is generated.
+    def _label_replies(
+        self, backend: InferenceBackend, requests: Sequence[AnswerRequest], slots: Sequence[int], _metrics: Sequence[str]
+    ) -> Iterator[_Reply]:
+        """Yield every request's likeliest label and the likelihoods of all; nothing is generated.
 
         Raises:
             BadData: there are no labels, or a reference is none of them.
@@ -158,45 +183,17 @@ class Answerer:
             n_labels = len(self._labels)
             raise BadData(f"item {unknown.id!r} is answered with {unknown.reference!r}, none of the {n_labels} labels; check data.labels")
         prompts = [request.item.messages for request in requests]
-        scores = score_labels(
-            backend, self._encoder, prompts, slots, self._labels, batch_size=self._batch_size, on_scored=lambda: run_log.advance(1)
-        )
-        probabilities = scores.probabilities
-        nll = np.array([scores.mean_nll(number, request.item.reference) for number, request in enumerate(requests)])
-        return _Replies(probabilities.likeliest, nll, scores.turns[:: len(self._labels)], [()] * len(requests), probabilities)
+        for number, scores in score_labels(backend, self._encoder, prompts, slots, self._labels, batch_size=self._batch_size):
+            nll = scores.mean_nll(requests[number].item.reference)
+            yield _Reply(number, scores.likeliest, nll, scores.turns[0], label_probabilities=scores.probabilities)
 
-    def _run(
-        self,
-        backend: InferenceBackend,
-        questions: Sequence[Question],
-        references_to_embed: Sequence[str] | None,
-        *,
-        generating: bool,
-        run_log: RunLog,
-    ) -> tuple[list[str], np.ndarray, list[int]]:
-        """Return every question's answer, likelihood and number of answer tokens.
-
-        With `references_to_embed`, answers and references are in the embedder's cache.
-        """
-        texts, nll, n_tokens = [""] * len(questions), np.zeros(len(questions)), [0] * len(questions)
-        pending: list[str] = []
-        max_new_tokens = self._settings.max_new_tokens if generating else None
-        for reply in all_replies(backend, questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
-            texts[reply.number] = self._encoder.words(reply.ids)
-            nll[reply.number], n_tokens[reply.number] = reply.nll, len(reply.ids)
-            if references_to_embed is not None:
-                pending += texts[reply.number], references_to_embed[reply.number]
-                if len(pending) >= 2 * ANSWERS_PER_EMBEDDING_BATCH:
-                    self._embed(pending)
-                    pending.clear()
-            run_log.advance(1)
-        return texts, nll, n_tokens
-
-    def _embed(self, texts: Sequence[str]) -> None:
-        """Fill the embedder's cache, unless the answering leaves no memory for it: metrics ask for the same embeddings after it."""
+    def _embed(self, requests: Sequence[AnswerRequest], replies: Sequence[_Reply]) -> bool:
+        """Fill the embedder's cache, from which metrics take answers and references; return whether there was memory for it."""
         try:
-            self._embedder.encode(texts)
+            self._embedder.encode([text for reply in replies for text in (reply.text, requests[reply.number].item.reference)])
         except (RuntimeError, MemoryError) as error:
             if not is_allocation_failure(error):
                 raise
             log.warning("no memory to embed answers while others are generated; they are embedded afterwards")
+            return False
+        return True

@@ -1,6 +1,6 @@
 """How likely every label is as the answer to a prompt: what a labelled study chooses by, when it is evaluated and when it is served."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,28 +11,31 @@ from clusterlora.chat.encoder import EncodedTurn, PromptEncoder
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import InferenceBackend, all_replies
 from clusterlora.engine.memory import BatchSize
-from clusterlora.evaluation.metric import LabelProbabilities
 from clusterlora.values import Turn
 
 
 @dataclass(frozen=True, slots=True)
 class LabelScores:
-    """The log-likelihood of every label after each prompt, in nats, and the prompts as tokens."""
+    """The log-likelihood of every label after a prompt, in nats, and the prompt as tokens with each of them."""
 
     labels: tuple[str, ...]
-    log_likelihood: Float[np.ndarray, "prompt label"]
+    log_likelihood: Float[np.ndarray, " label"]
     turns: Sequence[EncodedTurn]
-    """One per prompt and label, those of a prompt together."""
 
     @property
-    def probabilities(self) -> LabelProbabilities:
+    def probabilities(self) -> Float[np.ndarray, " label"]:
         """How likely every label is, given that the answer is one of them."""
-        return LabelProbabilities(self.labels, softmax(self.log_likelihood, axis=1))
+        return softmax(self.log_likelihood)
 
-    def mean_nll(self, prompt: int, label: str) -> float:
+    @property
+    def likeliest(self) -> str:
+        """The likeliest label; of equally likely ones the first."""
+        return self.labels[self.probabilities.argmax()]
+
+    def mean_nll(self, label: str) -> float:
         """Return a label's mean negative log-likelihood per token, in nats."""
         column = self.labels.index(label)
-        return -float(self.log_likelihood[prompt, column]) / len(self.turns[prompt * len(self.labels) + column].response)
+        return -float(self.log_likelihood[column]) / len(self.turns[column].response)
 
 
 def score_labels(
@@ -43,15 +46,11 @@ def score_labels(
     labels: Sequence[str],
     *,
     batch_size: BatchSize,
-    on_scored: Callable[[], None] = lambda: None,
-) -> LabelScores:
-    """Return the scores of all labels after each prompt, which the adapters in its slot answer; nothing is generated.
+) -> Iterator[tuple[int, LabelScores]]:
+    """Yield each prompt's number with the scores of all labels after it, which the adapters in its slot answer; nothing is generated.
 
     A label's likelihood is that of its tokens and of the end of the turn, so one that another begins with is not favoured. The questions of
     a prompt differ in their last tokens alone: where the backend shares prefixes, it computes their prompt once.
-
-    Args:
-        on_scored: called when all labels of a prompt are scored.
 
     Raises:
         BadData: a prompt is too long.
@@ -66,5 +65,6 @@ def score_labels(
         log_likelihood[reply.number] = -reply.nll * len(questions[reply.number].reference)
         missing[reply.number // n_labels] -= 1
         if not missing[reply.number // n_labels]:
-            on_scored()
-    return LabelScores(tuple(labels), log_likelihood.reshape(len(prompts), n_labels), turns)
+            prompt = reply.number // n_labels
+            of_prompt = slice(prompt * n_labels, (prompt + 1) * n_labels)
+            yield prompt, LabelScores(tuple(labels), log_likelihood[of_prompt], turns[of_prompt])

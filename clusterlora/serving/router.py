@@ -146,7 +146,8 @@ class Router:
         slots = [self._slot_by_adapters[self._composition(request).adapters] for request in requests]
         size = BatchSize(_BATCH_SIZE, name="batch size")
         with self._one_at_a_time:
-            return score_labels(self._backend, self._encoder, prompts, slots, self._table.labels, batch_size=size).probabilities.likeliest
+            scored = dict(score_labels(self._backend, self._encoder, prompts, slots, self._table.labels, batch_size=size))
+        return [scored[number].likeliest for number in range(len(requests))]
 
     def prepare(self, request: Request) -> Prepared:
         """Return a request as a question, rendered as the study's prompts are. It may be called by one thread at a time.

@@ -30,6 +30,7 @@ from clusterlora.ports.study_store import AnswerKey
 from clusterlora.progress.timing import Phase, timed
 from clusterlora.requests import EvaluationPart, EvaluationRequest
 from clusterlora.settings import Study
+from clusterlora.stages.answer_saver import AnswerSaver
 from clusterlora.stages.val_dialogues import by_dialogue
 from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Ranking, Route, Split, WeightedAdapter
 
@@ -37,7 +38,7 @@ _COMPOSITIONS_AT_ONCE = 64
 """Compositions whose factors are in memory together."""
 
 _REQUESTS_AT_ONCE = 8192
-"""Requests whose prompts are in memory together; their answers are saved before the next are asked."""
+"""Requests whose prompts are in memory together; all their answers are saved before the next are asked."""
 
 _PHASE: Mapping[EvaluationPart, Phase] = {
     "probe": "probe",
@@ -327,17 +328,17 @@ class _Runner:
                 for composition in chunk
             }
             in_chunk = [request for its_requests in chunk.values() for request in its_requests]
-            answers = self._answerer.answer(in_chunk, weights, metrics=metrics, run_log=self.log)
-            self.stores.studies.save_answers(self.study.name, answers)
+            saver = AnswerSaver(self.study.name, self.stores.studies)
+            self._answerer.answer(in_chunk, weights, metrics=metrics, run_log=self.log, on_scored=saver.add)
+            saver.save()
         return total
 
     def scores(
         self, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], split: Split, metric: str
     ) -> dict[tuple[str, AdapterComposition], np.ndarray]:
         """Return one metric's item scores, items in the persona's order, for every (persona, composition)."""
-        return scores_of(
-            self.state, self.stores, {composition: plan.composition_key(composition) for _, composition in pairs}, pairs, split, metric
-        )
+        keys = {composition: plan.composition_key(composition) for _, composition in pairs}
+        return scores_of(self.state, self.stores, keys, pairs, split, metric)
 
     def _answered(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[AnswerKey]:
         """Return the study's answers that have all these metrics."""

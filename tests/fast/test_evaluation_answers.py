@@ -31,7 +31,8 @@ from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
 from clusterlora.settings import PreparedEvaluation, PreparedModel
-from clusterlora.values import Item, Turn, WeightedAdapter
+from clusterlora.values import Answer, Item, Turn, WeightedAdapter
+from tests.fast.test_labels import NoEmbedder
 
 pytestmark = pytest.mark.numeric
 
@@ -286,7 +287,7 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
         def advance(self, units: int = 1, **values: float) -> None:  # noqa: ARG002
             happened.append("answered")
 
-    monkeypatch.setattr(answer, "ANSWERS_PER_EMBEDDING_BATCH", 2)
+    monkeypatch.setattr(answer, "ANSWERS_PER_BATCH", 2)
     item = Item("i", "p", "test", (Turn("user", "ask"),), "yes")
     tasks = [AnswerRequest("s", replace(item, id=str(number), reference=f"yes {number}")) for number in range(4)]
     answerer = Answerer(base, Embeds(), PreparedEvaluation(max_new_tokens=4), PreparedModel(max_length=64))
@@ -294,7 +295,22 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
     assert happened == 4 * ["answered"]
     happened.clear()
     answerer.answer(tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=Log())
-    assert happened == [*2 * ["answered", "embedded 4", "answered"], "embedded 8"]
+    assert happened == 2 * ["answered", "embedded 4", "embedded 4", "answered"], "the metric asks again for what is in the embedder's cache"
+
+
+@pytest.mark.parametrize(("metric", "labels"), [("rouge_l", ()), ("accuracy", ("no", "yes"))])
+def test_answers_are_handed_over_in_batches_and_are_those_that_are_scored_together(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, metric: str, labels: tuple[str, ...]
+) -> None:
+    words = ("light", "lamp", "heating", "music", "door")
+    tasks = [AnswerRequest("s", Item(word, "p", "test", (Turn("user", f"{word}? " * n),), "yes")) for n, word in enumerate(words, start=1)]
+    answerer = Answerer(base, NoEmbedder(), PreparedEvaluation(max_new_tokens=4), PreparedModel(max_length=64), labels=labels)
+    together = answerer.answer(tasks, {"s": Weights()}, metrics=(metric, "nll"), run_log=SilentLog())
+    monkeypatch.setattr(answer, "ANSWERS_PER_BATCH", 2)
+    batches: list[Sequence[Answer]] = []
+    assert answerer.answer(tasks, {"s": Weights()}, metrics=(metric, "nll"), run_log=SilentLog(), on_scored=batches.append) == together
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert sorted((one for batch in batches for one in batch), key=lambda one: words.index(one.item_id)) == together
 
 
 @pytest.mark.whole
@@ -332,7 +348,7 @@ def test_answering_that_runs_out_of_memory_goes_on_with_half_the_batch_and_remem
         tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=SilentLog()
     )
     monkeypatch.setattr(inference_backends.DecoderInference, "reply", limited)
-    monkeypatch.setattr(answer, "ANSWERS_PER_EMBEDDING_BATCH", 2)
+    monkeypatch.setattr(answer, "ANSWERS_PER_BATCH", 2)
     answerer = Answerer(base, Embeds(), settings, PreparedModel(max_length=64))
     for _ in range(2):
         answers = answerer.answer(tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=log)

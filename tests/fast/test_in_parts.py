@@ -10,13 +10,20 @@ from clusterlora.chat.tokens import Piece, TextEncoder
 from clusterlora.data import lengths, prompt_fit
 from clusterlora.data.lengths import example_lengths
 from clusterlora.data.load import load
+from clusterlora.evaluation import answer as answering
 from clusterlora.evaluation.answer import Answerer
 from clusterlora.models.base import base_folder
 from clusterlora.models.loading import load_tokenizer
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
+from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import DataSettings, Study, SyntheticSettings, prepared
+from clusterlora.stages import answer_saver
 from clusterlora.stages import evaluate as evaluating
 from clusterlora.stages.base_checks import fit_of
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.evaluate import evaluate
+from clusterlora.stages.prepare import prepare_study
 from tests.fixtures.stages import run
 
 TEXTS = [(Piece(f"{word}, please"),) for word in ("light", "lamp", "heating", "music", "light", "door")]
@@ -57,6 +64,35 @@ def test_dialogues_are_fitted_and_measured_a_few_people_at_a_time(n_people: int,
     fit = fit_of(study, tokenizer)
     parts = fit.fit(personas), (fit.n_dialogues, fit.n_losing_turns, fit.n_unfit), example_lengths(personas, tokenizer, study.model, data)
     assert parts == whole
+
+
+@pytest.mark.whole
+def test_answers_that_were_given_before_a_process_was_killed_are_not_asked_for_again(
+    seven: Study, finished_stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores, study = finished_stores, replace(seven, name="killed")
+    prepare_study(study, stores, SilentLog())
+    cluster_study(study.name, stores, SilentLog())
+
+    class DiesWithTheSixth(SilentLog):
+        n_answers = 0
+
+        def advance(self, units: int = 1, **_facts: float) -> None:
+            self.n_answers += units
+            if self.n_answers == 6:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(answering, "ANSWERS_PER_BATCH", 2)
+    monkeypatch.setattr(answer_saver, "_SAVE_SECONDS", -1.0)
+    request = EvaluationRequest(study_name=study.name, part="baseline")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(request, stores, DiesWithTheSixth())
+    before = {(a.persona_id, a.item_id): a for a in stores.studies.answers(study.name)}
+    assert len(before) == 6
+    n_asked = evaluate(request, stores, SilentLog())
+    after = {(a.persona_id, a.item_id): a for a in stores.studies.answers(study.name)}
+    assert len(after) == n_asked + 6
+    assert before.items() <= after.items()
 
 
 @pytest.mark.whole
