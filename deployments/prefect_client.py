@@ -13,10 +13,12 @@ import httpx
 from clusterlora.errors import ServiceDown
 from clusterlora.verify import LiveWork
 from deployments.local_services import LocalServices
-from deployments.waiting_runs import MOST_RUNS, OPEN_STATES
+from deployments.waiting_runs import OPEN_STATES
+from tasks.run_pages import MOST_RUNS, all_runs
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.client.schemas.objects import FlowRun
 
 
@@ -99,25 +101,20 @@ def live_work(client: "SyncPrefectClient", study_name: str) -> LiveWork:
 
 def open_runs(client: "SyncPrefectClient", study_name: str) -> "list[FlowRun]":
     """Return all unfinished runs of a study, however many, in order of their expected start."""
-    by_id: dict[UUID, FlowRun] = {}
-    offset, page = 0, _study_runs(client, study_name, OPEN_STATES)
-    by_id.update((run.id, run) for run in page)
-    while len(page) == MOST_RUNS:
-        # Pages overlap: when runs of one end before the next is read, those behind them move up.
-        offset += MOST_RUNS // 2
-        page = _study_runs(client, study_name, OPEN_STATES, offset=offset)
-        by_id.update((run.id, run) for run in page)
-    return list(by_id.values())[::-1]
+    return all_runs(client, flow_run_filter=_of_study(study_name, OPEN_STATES))
 
 
 def snapshot(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> StudySnapshot:
     """Return the study's parent run and the runs it started since its launch, with their latest progress."""
+    from prefect.client.schemas.sorting import FlowRunSort
+
     parent = client.read_flow_run(run_id)
     launched = parent.expected_start_time or parent.created
     children = [run for run in open_runs(client, study_name) if run.id != run_id]
     # Of those that ended the latest, which are as many as somebody reads.
     known = {run_id, *(run.id for run in children)}
-    ended = [run for run in _study_runs(client, study_name)[::-1] if run.id not in known and _is_final(run)]
+    latest = client.read_flow_runs(flow_run_filter=_of_study(study_name), sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=MOST_RUNS)
+    ended = [run for run in latest[::-1] if run.id not in known and _is_final(run)]
     children = [*(run for run in ended if run.start_time and launched and run.start_time >= launched), *children]
     progress = _progress(client, [run.id for run in (parent, *children) if not _is_final(run)])
     state = parent.state
@@ -130,19 +127,13 @@ def snapshot(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> Stud
     )
 
 
-def _study_runs(client: "SyncPrefectClient", study_name: str, states: Sequence[str] | None = None, *, offset: int = 0) -> "list[FlowRun]":
-    """Return one page of the runs tagged with the study, those last whose start was expected first. `states`: types; None for all."""
+def _of_study(study_name: str, states: Sequence[str] | None = None) -> "FlowRunFilter":
+    """Return the query of the runs tagged with the study. `states`: types; None for all."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
     from prefect.client.schemas.objects import StateType
-    from prefect.client.schemas.sorting import FlowRunSort
 
     in_states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType(state) for state in states])) if states else None
-    return client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[f"study:{study_name}"]), state=in_states),
-        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=MOST_RUNS,
-        offset=offset,
-    )
+    return FlowRunFilter(tags=FlowRunFilterTags(all_=[f"study:{study_name}"]), state=in_states)
 
 
 def _progress(client: "SyncPrefectClient", run_ids: list[UUID]) -> dict[UUID, tuple[float, str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from deployments import processes
+from tasks.run_pages import all_runs
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -26,7 +27,7 @@ def crash_dead_runs(client: "SyncPrefectClient") -> tuple[str, ...]:
 
     unfinished = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]))
     crashed: list[str] = []
-    for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=unfinished)):
+    for run in all_runs(client, flow_run_filter=FlowRunFilter(state=unfinished)):
         # A run that ended since the first request has no process either, so its state is read again last.
         if _is_dead(run, client) and not _ended(run.id, client):
             client.set_flow_run_state(run.id, Crashed(message="the run's process died"))

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from deployments import prefect_rest
+from tasks.run_pages import MOST_RUNS
 
 GRACE_SECONDS = 15.0
 """A worker asks for runs every few seconds; only a run that is later than this waits for something."""
@@ -14,8 +15,6 @@ BUSY_SECONDS = 60.0
 """From when on a run is said to wait for workers that do other work."""
 OPEN_STATES = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
 """Types of Prefect's states in which a run has not ended."""
-MOST_RUNS = 200
-"""Prefect's limit on the number of objects that one request returns."""
 WITH_LOGIN = 'eval "$(clusterlora up --exports)" && '
 """Gives Prefect's own command the address and password of the local server."""
 

@@ -15,6 +15,7 @@ from clusterlora.settings import Study
 from clusterlora.stores.resume import as_decided, refuse_other_settings
 from clusterlora.wiring import from_environment
 from tasks.run_names import study_tag
+from tasks.run_pages import all_runs
 
 ALIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
@@ -48,7 +49,7 @@ def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ALIVE)),
     )
     with get_client(sync_client=True) as client:
-        for child in client.read_flow_runs(flow_run_filter=alive):
+        for child in all_runs(client, flow_run_filter=alive):
             if child.id != flow_run.id:
                 client.set_flow_run_state(child.id, Cancelling())
 

@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 
 from clusterlora.ports.stores import Stores
 from tasks.run_names import study_tag
+from tasks.run_pages import all_runs
 
 _UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
 
@@ -42,7 +43,7 @@ def _unfinished() -> Sequence[FlowRun]:
         expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"before_": datetime.now(UTC)}),
     )
     with get_client(sync_client=True) as client:
-        return client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["refresh", "study"])), flow_run_filter=unfinished)
+        return all_runs(client, flow_filter=FlowFilter(name=FlowFilterName(any_=["refresh", "study"])), flow_run_filter=unfinished)
 
 
 def _refreshes(run: FlowRun, root: str) -> bool:

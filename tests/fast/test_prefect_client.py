@@ -6,7 +6,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from deployments import prefect_client
-from deployments.waiting_runs import MOST_RUNS
+from tasks.run_pages import MOST_RUNS
 
 
 class Server:

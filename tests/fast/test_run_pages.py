@@ -1,0 +1,69 @@
+"""Who looks at all runs of the Prefect server finds those beyond its first page, too."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelled
+
+from deployments.supervise import crash_dead_runs
+from tasks import outcome, refreshes
+from tasks.run_pages import MOST_RUNS
+
+N_RUNS = 2 * MOST_RUNS + 1
+
+
+@flow
+def parent() -> None: ...
+
+
+class Server:
+    """A Prefect server with running runs, of which one request returns so many. The process of each is dead."""
+
+    def __init__(self) -> None:
+        state = State(type=StateType.RUNNING)
+        self.runs = [
+            FlowRun(id=UUID(int=n), flow_id=UUID(int=0), name=f"run {n}", state=state, infrastructure_pid="0") for n in range(1, N_RUNS + 1)
+        ]
+        self.states: dict[UUID, State[Any]] = {}
+
+    def read_flow_runs(self, *, limit: int = MOST_RUNS, offset: int = 0, **_query: Any) -> list[FlowRun]:
+        return self.runs[offset : offset + limit]
+
+    def read_flow_run(self, run_id: UUID) -> FlowRun:
+        return self.runs[run_id.int - 1]
+
+    def set_flow_run_state(self, run_id: UUID, state: State[Any]) -> None:
+        self.states[run_id] = state
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+
+    @contextmanager
+    def client(**_options: Any) -> Iterator[Server]:
+        yield server
+
+    for module in (outcome, refreshes):
+        monkeypatch.setattr(module, "get_client", client)
+    return server
+
+
+def test_a_cancelled_study_cancels_all_of_its_runs(server: Server) -> None:
+    outcome.cancel_children(parent, FlowRun(id=UUID(int=0), flow_id=UUID(int=0), parameters={}), Cancelled())
+    assert {run_id.int: state.type for run_id, state in server.states.items()} == dict.fromkeys(range(1, N_RUNS + 1), StateType.CANCELLING)
+
+
+def test_all_runs_whose_process_died_are_crashed(server: Any) -> None:
+    assert set(crash_dead_runs(server)) == {run.name for run in server.runs}
+    assert {state.type for state in server.states.values()} == {StateType.CRASHED}
+
+
+def test_a_refresh_beyond_the_first_page_is_found(server: Server, stores: Any) -> None:
+    server.runs[-1].parameters = {"request": {"study_name": "small"}}
+    assert refreshes.refresh_under_way("small", stores) == server.runs[-1].name
