@@ -172,7 +172,11 @@ class StudyStore(Protocol):
     def attempts(self, study: str, group: str | None = None) -> tuple[Attempt, ...]: ...
 
     def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
-        """Record that training on a base revision runs out of a device's memory above this micro-batch; the smallest one is kept."""
+        """Record that training on a base revision runs out of a device's memory above this micro-batch; the smallest one is kept.
+
+        Args:
+            device: with what else decides how much fits, such as the dtype.
+        """
         ...
 
     def memory_limit(self, base: str, device: str, max_length: int) -> int | None:

@@ -42,7 +42,8 @@ from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Ranking, Spl
 def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
     """Return the number of adapters trained. Adapters already in the store under the same key are linked to the study instead.
 
-    A micro-batch that ran out of this device's memory before, in any study on this base, is not tried again: training starts smaller.
+    A micro-batch that ran out of this device's memory before, in any study on this base with this dtype and checkpointing, is not tried
+    again: training starts smaller, unless `runtime.micro_batch` says where.
 
     Raises:
         OutOfMemory: an allocation failed; finished adapters are kept, and the next attempt resumes after the last checkpoint.
@@ -52,10 +53,12 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
     state = read_state(request.study_name, stores)
     check_tuned(state, request.group)
     study, group = state.settings, request.group
-    base, device, max_length = base_revision(study.model.base, study.model.quantisation), device_name(), study.model.max_length
-    limit = stores.studies.memory_limit(base, device, max_length)
+    base, max_length = base_revision(study.model.base, study.model.quantisation), study.model.max_length
+    device = f"{device_name()}, {study.model.dtype}{' with gradient checkpointing' if study.runtime.gradient_checkpointing else ''}"
+    limit = None if study.runtime.micro_batch else stores.studies.memory_limit(base, device, max_length)
     if limit is not None and limit < request.micro_batch:
-        log.note(f"micro-batch {limit} instead of {request.micro_batch}: more did not fit {device} before")
+        again = f"if that was for another reason: --set runtime.micro_batch={request.micro_batch}"
+        log.note(f"micro-batch {limit} instead of {request.micro_batch}: more did not fit {device} before; {again}")
         request = replace(request, micro_batch=limit)
     micro_batch, attempt = request.micro_batch, request.attempt
     stores.studies.open_attempt(study.name, Attempt(group.name, attempt, micro_batch, "running"))

@@ -7,6 +7,7 @@ from math import isnan
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -351,6 +352,36 @@ def test_a_micro_batch_that_ran_out_of_memory_is_not_tried_by_the_next_group(
             train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=1), stores, LOG)
     assert tried == [2, 1]
     assert {a.group: a.micro_batch for a in stores.studies.attempts(study.name)} == {first.name: 2, second.name: 1}
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("section", "other", "tried_first"),
+    [
+        ("runtime", {"shards": 3}, 1),
+        ("runtime", {"micro_batch": 2}, 2),
+        ("runtime", {"gradient_checkpointing": True}, 2),
+        ("model", {"dtype": "bfloat16"}, 2),
+    ],
+)
+def test_what_ran_out_of_memory_is_tried_again_where_it_is_set_or_other_settings_may_fit(
+    study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch, section: str, other: dict[str, Any], tried_first: int
+) -> None:
+    tried: list[int] = []
+
+    def too_much(*_given: object, micro_batch: int, **_more: object) -> Iterator[TrainingResult]:
+        tried.append(micro_batch)
+        raise OutOfMemory("no room", micro_batch=micro_batch)
+
+    monkeypatch.setattr("clusterlora.engine.training.train", too_much)
+    later = replace(study, name="later", **{section: replace(getattr(study, section), **other)})
+    for one in (replace(study, model=replace(study.model, dtype="float32")), later):
+        prepare_study(one, stores, LOG)
+        cluster_study(one.name, stores, LOG)
+        group = missing_groups(one, stores, judged_adapters(plan_of(one, stores)))[0]
+        with pytest.raises(OutOfMemory):
+            train_group(TrainRequest(study_name=one.name, group=group, micro_batch=2, attempt=1), stores, LOG)
+    assert tried == [2, tried_first]
 
 
 def next_try(study: Study, stores: Stores) -> tuple[int, int]:
