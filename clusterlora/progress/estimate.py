@@ -18,6 +18,7 @@ from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timing import duration
 from clusterlora.progress.work import Answering, Work, gate_answering, n_items, remaining_work, texts_per_run, train_tokens
+from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import ClusteringSettings, PreparedStudy
 from clusterlora.study_checks import nll_settings
 
@@ -213,10 +214,10 @@ def corrected(state: StudyState, probe: Probe) -> Probe:
 
 
 def _training_ratio(state: StudyState, probe: Probe) -> float:
-    """Return seconds taken over seconds expected of the adapters that had a run of their own; 1 before there is one."""
+    """Return seconds taken over seconds expected of the adapters that had a run, and one attempt, of their own; 1 before there is one."""
     if state.clustering is None:
         return 1.0
-    specs = work_plan(state).specs
+    specs = {name: spec for name, spec in work_plan(state).specs.items() if name not in _retried(state)}
     runs = [(seconds, specs[part]) for phase, part, seconds in state.seconds if phase == "train" and part in specs]
     took = sum(seconds for seconds, _ in runs)
     fixed = len(runs) * (probe.rates.load + ADAPTER_SECONDS)
@@ -227,19 +228,28 @@ def _training_ratio(state: StudyState, probe: Probe) -> float:
 
 
 def _answering_ratio(state: StudyState, probe: Probe) -> float:
-    """Return seconds taken over seconds expected of the answers to val items and of the base model's answers; 1 before there are any."""
+    """Return seconds taken over seconds expected of the answers to val items and of the base model's answers; 1 before there are any.
+
+    Those of a run that was tried again are left out.
+    """
     if not state.verdicts:
         return 1.0
-    seconds = dict.fromkeys(("evaluate gate", "evaluate baseline"), 0.0)
-    for phase, _, one in state.seconds:
-        if phase in seconds:
-            seconds[phase] += one
+    requests = {("evaluate gate", v.rung): EvaluationRequest(study_name=state.name, part="gate", rung=v.rung) for v in state.verdicts}
+    requests["evaluate baseline", "1/1"] = EvaluationRequest(study_name=state.name, part="baseline")
+    once_tried = {key for key, request in requests.items() if request.run_name not in _retried(state)}
+    seconds_by_run = {(phase, part): seconds for phase, part, seconds in state.seconds if (phase, part) in once_tried}
+    n_gates = sum(phase == "evaluate gate" for phase, _ in seconds_by_run)
     once = probe.rates.load + probe.rates.warm + texts_per_run(state) * probe.rates.embed
-    foreseen = len(state.verdicts) * (once + answering_seconds(gate_answering(state, work_plan(state)), probe, state.settings))
-    if seconds["evaluate baseline"]:
+    foreseen = n_gates * (once + answering_seconds(gate_answering(state, work_plan(state)), probe, state.settings))
+    if n_gates < len(seconds_by_run):
         n_test = sum(n_items(person, "test") for person in state.dataset.personas)
         foreseen += once + answering_seconds(Answering(n_answers=n_test, n_references=n_test), probe, state.settings)
-    return _bounded(sum(seconds.values()), foreseen)
+    return _bounded(sum(seconds_by_run.values()), foreseen)
+
+
+def _retried(state: StudyState) -> frozenset[str]:
+    """Return what had more than one attempt: a process that is killed records no seconds, so those recorded are of the rest of its work."""
+    return frozenset(attempt.group for attempt in state.attempts if attempt.number > 1)
 
 
 def _bounded(took: float, foreseen: float) -> float:

@@ -20,6 +20,7 @@ from clusterlora.progress.estimate import (
     Estimate,
     cheaper,
     clustering_seconds,
+    corrected,
     ending_seconds,
     estimate,
     expected,
@@ -33,7 +34,7 @@ from clusterlora.settings import prepared as prepared_settings
 from clusterlora.stages import probe as probing
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.study_checks import nll_settings
-from clusterlora.values import Criterion, TrainedAdapter, Verdict
+from clusterlora.values import Attempt, Criterion, TrainedAdapter, Verdict
 
 LENGTHS = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
 RATES = Rates(train_alone=0.02, train_together=0.0125, n_together=4, read=0.001, write=0.03, embed=0.05, load=2.0)
@@ -183,6 +184,17 @@ def test_what_the_gate_took_corrects_what_is_left(prepared: StudyState, training
     assert left.fan_out - fixed - answering * RATES.load == pytest.approx(training * (foreseen.fan_out - fixed - RATES.load))
     fixed = RUN_SECONDS + ending_seconds(after.dataset.n_dialogues, len(METHODS))
     assert left.evaluation - fixed == pytest.approx(answering * (foreseen.evaluation - fixed))
+
+
+@pytest.mark.parametrize("retried", ["unified", "evaluate · gate 1/1 · small · own", "evaluate · baseline 1/1 · small"])
+def test_the_seconds_of_what_was_killed_and_resumed_correct_nothing(prepared: StudyState, retried: str) -> None:
+    """Its last attempt had the rest of the work: here next to nothing."""
+    after, pace = judged(prepared, training=3.0, answering=2.5), (3.0, 2.5)
+    part = {"unified": "unified", "evaluate · baseline 1/1 · small": "1/1"}.get(retried, "own")
+    rest = tuple((phase, name, 0.001 if name == part else seconds) for phase, name, seconds in after.seconds)
+    attempts = tuple(Attempt(retried, number, 2, state) for number, state in ((1, "crashed"), (2, "done")))
+    rates = corrected(replace(after, seconds=rest, attempts=attempts), PROBE).rates
+    assert (rates.train_alone / RATES.train_alone, rates.read / RATES.read) == pytest.approx(pace)
 
 
 def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_anything_is_trained(prepared: StudyState) -> None:
