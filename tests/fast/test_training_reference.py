@@ -97,6 +97,7 @@ class DiesAfter:
             raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("checkpoint_every_step")
 def test_a_killed_training_resumes_after_its_last_epoch_and_ends_with_the_same_weights(base: BaseModel, tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=3, dropout=0.1)
     (whole,) = train(base, [job(base, tmp_path / "a", recipe=recipe)], micro_batch=3, run_log=SilentLog())
