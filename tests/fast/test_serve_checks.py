@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -212,17 +213,24 @@ def test_requests_of_others_pages_and_names_and_too_many_are_refused(seven: Stud
 
 
 def test_no_more_than_so_many_requests_wait(seven: Study, finished_stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    never_end(monkeypatch)
-    long = BODY | {"max_tokens": 900, "stream": True}
+    is_refused, step = Event(), DecodeBatch.step
+
+    def step_then(self: DecodeBatch, end_ids: frozenset[int]) -> list[DecodeRow]:
+        assert is_refused.wait(60)
+        return step(self, end_ids)
+
+    monkeypatch.setattr(DecodeBatch, "step", step_then)
+    streamed = BODY | {"stream": True}
     with running(StudySource(seven, finished_stores), n_slots=1, max_waiting=1) as (server, client):
         with (
-            client.stream("POST", "/v1/chat/completions", json=long) as first,
-            client.stream("POST", "/v1/chat/completions", json=long) as second,
+            client.stream("POST", "/v1/chat/completions", json=streamed) as first,
+            client.stream("POST", "/v1/chat/completions", json=streamed) as second,
         ):
             # A discarded iterator would close its response.
             iterators = [first.iter_bytes(), second.iter_bytes()]
             assert all(next(iterator) for iterator in iterators)
             refused = httpx.post(f"http://127.0.0.1:{server.port}/v1/chat/completions", json=BODY, headers=client.headers, timeout=60)
+            is_refused.set()
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")
 
 
