@@ -43,9 +43,9 @@ MISSION_HOPE = 0.86
 
 PREFACE = """# Results
 
-Written by `make results` from the studies below. Each section is one study: its settings, what its data promised before training, whether
-the gate passed, the comparison on test items, and which of the mission's criteria were met. A section is made anew when its study is run
-again, and says by which version.
+Written by `make results` from the studies below. The section of a study has its settings, what its data promised before training, whether
+the gate passed, the comparison on test items, and which of the mission's criteria were met; that of studies in which nothing is personal,
+how often they claim that something is. Either is made anew when its studies are run again, and says by which version.
 """
 
 
@@ -117,13 +117,10 @@ def section(study: Study, summary: Document, stores: Stores) -> str:
     summary_markdown = re.sub(r"^#+ ", "#### ", summary_markdown, flags=re.MULTILINE)  # parts of this section
     signal = stores.studies.metadata(study.name, PersonaSignal)
     seconds = sum(seconds_by_phase(read_state(study.name, stores).seconds).values())
-    provenance = stores.studies.metadata(study.name, Provenance)
-    revision = f" at {provenance.git_revision[:12]}" if provenance and provenance.git_revision else ""
-    version = f" of clusterlora {provenance.clusterlora_version}{revision}" if provenance else ""
     parts = [
         f"## {study.name}\n",
         "\n".join(setting(study, stores, summary["n_seeds"])) + "\n",
-        f"Its stages{version} took {seconds / 60:.0f} minutes, summed over workers.\n",
+        f"Its stages{version(study.name, stores)} took {seconds / 60:.0f} minutes, summed over workers.\n",
     ]
     if signal is not None:
         parts += ["### What the data promised\n", signal_markdown(signal)]
@@ -143,7 +140,16 @@ def permuted(name: str, stores: Stores) -> str:
     exists = name in {known for known, _, _ in stores.studies.studies()}
     own = stores.studies.metadata(name, ComparisonSummary) if exists else None
     beside = [] if own is None else [_unpermuted(own)]
-    return "\n".join((f"## {name}: nothing is personal\n", "\n".join(setting(first, stores, first.seeds)) + "\n", *beside, rate))
+    before = f"Studies{version(first.name, stores)}, of which the first was as follows before everybody's dialogues were exchanged:\n"
+    return "\n".join((f"## {name}: nothing is personal\n", before, "\n".join(setting(first, stores, first.seeds)) + "\n", *beside, rate))
+
+
+def version(name: str, stores: Stores) -> str:
+    """Return by which clusterlora a study was run, as words with a space before them; nothing where that is not known."""
+    provenance = stores.studies.metadata(name, Provenance)
+    if provenance is None:
+        return ""
+    return f" of clusterlora {provenance.clusterlora_version}{f' at {provenance.git_revision[:12]}' if provenance.git_revision else ''}"
 
 
 def _unpermuted(summary: ComparisonSummary) -> str:

@@ -184,8 +184,9 @@ class Study:
             BadData: there is no champion, or an adapter is not trained.
         """
         from clusterlora.adapters.held import HeldAdapters
+        from clusterlora.models.device import usual_device
         from clusterlora.registry.routing import routing_table
-        from clusterlora.serving.router import Router, usual_device
+        from clusterlora.serving.router import Router
         from clusterlora.stores.json_codec import to_json
         from clusterlora.stores.routing_table import read_routing_table
 

@@ -36,7 +36,7 @@ def from_environment(environment: Mapping[str, str] = os.environ, *, before_forg
     make_home(home)
     if not before_forgetting:
         refuse_unforgotten(home)
-    studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))
+    studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{home / 'clusterlora.db'}")
     uri = environment.get("MLFLOW_TRACKING_URI")
     if not uri:
         from clusterlora.stores.null_tracker import NullTracker
@@ -71,7 +71,7 @@ def registry_from_environment(environment: Mapping[str, str] = os.environ) -> "R
 
 
 def _home(environment: Mapping[str, str]) -> Path:
-    return Path(os.path.realpath(environment.get("CLUSTERLORA_HOME", "studies")))
+    return Path(os.path.realpath(environment.get("CLUSTERLORA_HOME") or "studies"))
 
 
 def forget_what_can_be_read_again() -> None:

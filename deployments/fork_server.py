@@ -191,14 +191,16 @@ def _run(request: ForkRequest) -> None:
     os.environ.clear()
     os.environ.update(request.env)
     time.tzset()
-    if "torch" in sys.modules:
-        # The variable may list a number per nesting level; nothing here nests.
-        n_threads = request.env.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-        _set_threads(int(n_threads) if n_threads.isdecimal() and int(n_threads) else len(os.sched_getaffinity(0)))
-    if "prefect" in sys.modules:
-        _set_prefect_up_again()
     os.chdir(request.folder)
     sys.path[0] = request.folder
+    if "torch" in sys.modules:
+        from clusterlora.models.device import usable_cores
+
+        # The variable may list a number per nesting level; nothing here nests.
+        n_threads = request.env.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        _set_threads(int(n_threads) if n_threads.isdecimal() and int(n_threads) else usable_cores())
+    if "prefect" in sys.modules:
+        _set_prefect_up_again()
     sys.argv = list(request.argv)
     runpy.run_module(request.argv[0], run_name="__main__", alter_sys=True)
 

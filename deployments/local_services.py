@@ -13,20 +13,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from clusterlora import private_files
 from clusterlora.errors import BadSettings, ServiceDown
-from deployments import passwords, prefect_rest, processes, service_specs, services_environment, services_state
+from deployments import local_workers, passwords, processes, service_specs, services_environment, services_state
 from deployments.processes import Process
 from deployments.service_specs import CHECKOUT, LOOPBACK, Addresses, ServiceSpec
 from deployments.services_state import ServicesState
-from deployments.supervise import is_flow_process
 
 START_SECONDS = 300.0
 """Time limit for the servers to answer: both migrate a fresh database first, which is slow on a busy machine."""
@@ -45,10 +44,12 @@ class LocalServices:
     addresses: Addresses
     running: Mapping[str, Process]
     started: tuple[str, ...] = ()
+    results: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Folder and database that they write to, as variables."""
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables through which a process finds these services."""
-        return service_specs.client_environment(self.home, self.addresses, services_environment.of_client(self.running))
+        return service_specs.client_environment(self.home, self.addresses, services_environment.of_client(self.results))
 
     def login_link(self) -> str:
         """Return a link that logs a browser in at both servers, once."""
@@ -90,22 +91,31 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
         state = services_state.load(home)
         other_users = state.other_users(services_state.this_process())
         running = state.running()
-        services_environment.refuse_other_results(running)
+        results = _results(state, running)
+        if running:
+            services_environment.refuse_other_results(results)
         # Before any of them is stopped: what is started now goes on by it.
-        environment = services_environment.of_services(running) or os.environ
+        environment = services_environment.of_services(running) or services_environment.of_client(results)
+        state.results = service_specs.results_of(environment)
         private_files.make_home(service_specs.results_home(environment))
+        if line := services_environment.adopted(state.results):
+            log(line)
         state.stopping = False
         state.ports = _with_host(_free_addresses(state.ports, running), running, host)
         servers = service_specs.servers(home, state.ports, environment)
         specs_of = partial(service_specs.workers, home, state.ports, environment=environment)
-        if workers is None or _may_change(specs_of(n_gpu_workers=workers), running, other_users, log):
+        # A study that nobody watches uses the workers, too.
+        used_by = other_users or (_unfinished_runs(home, state) if workers is not None and running else ())
+        if workers is None or local_workers.may_change(specs_of(n_gpu_workers=workers), running, used_by, log):
             state.workers = workers or state.workers
         worker_specs = specs_of(n_gpu_workers=state.workers)
         fork_server = service_specs.fork_server(home, state.ports, environment)
         fork_servers = (fork_server,) if fork_server else ()
         names = {spec.name for spec in (*servers, *fork_servers, *worker_specs)}
         surplus = [name for name in running if name not in names]
-        _stop_surplus(surplus, running, requested=workers is not None, other_users=other_users, log=log)
+        if workers is not None:
+            local_workers.stop_surplus(surplus, running, used_by, log)
+            local_workers.forget_stopped((name for name in surplus if name not in running), _address(home, state))
         state.processes = running
         started: list[str] = []
 
@@ -137,7 +147,14 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
         else:
             state.users[f"{user}, pid {os.getpid()}"] = services_state.this_process()
         state.save(home)
-    return LocalServices(home, state.ports, running, tuple(started))
+    return LocalServices(home, state.ports, running, tuple(started), state.results)
+
+
+def _results(state: ServicesState, running: Mapping[str, Process]) -> Mapping[str, str]:
+    """Return folder and database that services write to, or wrote to until they died."""
+    # Earlier versions did not record it.
+    environment = None if state.results else services_environment.of_services(running)
+    return service_specs.results_of(environment) if environment else state.results
 
 
 @contextmanager
@@ -172,7 +189,7 @@ def acquire(home: Path, user: str) -> LocalServices | None:
             return None
         state.users[f"{user}, pid {os.getpid()}"] = services_state.this_process()
         state.save(home)
-    return LocalServices(home, state.ports, running)
+    return LocalServices(home, state.ports, running, results=_results(state, running))
 
 
 def release(home: Path, *, keep: bool = False, log: Callable[[str], None]) -> tuple[str, ...]:
@@ -228,7 +245,7 @@ def status(home: Path) -> LocalServices | None:
     """Return the running services; None if none of their processes is alive."""
     state = services_state.load(home)
     running = state.running()
-    return LocalServices(home, state.ports, running) if running else None
+    return LocalServices(home, state.ports, running, results=_results(state, running)) if running else None
 
 
 def dead_processes(home: Path) -> tuple[str, ...]:
@@ -250,54 +267,19 @@ def _stop(home: Path, state: ServicesState) -> tuple[str, ...]:
     state.save(home)
     # Workers first: they report the end of their runs to the server.
     processes.stop([process for name, process in running.items() if name.startswith("worker-")])
+    local_workers.forget_stopped(running, _address(home, state))
     processes.stop(list(running.values()))
-    state.processes, state.kept, state.stopping, state.workers = {}, False, False, None
+    state.processes, state.kept, state.stopping, state.workers, state.results = {}, False, False, None, {}
     state.save(home)
     return tuple(running)
 
 
 def _unfinished_runs(home: Path, state: ServicesState) -> tuple[str, ...]:
-    """Return the names of runs that have not ended, also those that no command follows; none if the server does not answer."""
-    query = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}}
-    try:
-        environment = service_specs.client_environment(home, state.ports)
-        runs = prefect_rest.request("flow_runs/filter", query, environment=environment, tries=3)
-    except ServiceDown:
-        return ()
-    pids = {run["name"]: run["infrastructure_pid"] for run in runs if run["deployment_id"]}
-    return tuple(name for name, pid in pids.items() if pid is None or is_flow_process(int(pid)))
+    return local_workers.unfinished_runs(_address(home, state))
 
 
-def _may_change(
-    specs: Sequence[ServiceSpec], running: dict[str, Process], other_users: tuple[str, ...], log: Callable[[str], None]
-) -> bool:
-    """Stop workers that are to have other devices or threads than they have, if nobody else uses them; return whether there may be others.
-
-    Beside one that stays as it is, new ones would work on its devices, or all together on more cores than there are.
-    """
-    changed = [spec.name for spec in specs if spec.name in running and _differs(spec, running[spec.name])]
-    if changed and other_users:
-        log(f"the workers stay as they are for {', '.join(other_users)}")
-        return False
-    processes.stop([running.pop(name) for name in changed])
-    return True
-
-
-def _differs(spec: ServiceSpec, process: Process) -> bool:
-    environment = processes.environment(process)
-    names = (service_specs.DEVICES_VARIABLE, service_specs.THREADS_VARIABLE)
-    return bool(environment) and any(environment.get(name) != spec.env.get(name) for name in names)
-
-
-def _stop_surplus(
-    surplus: list[str], running: dict[str, Process], *, requested: bool, other_users: tuple[str, ...], log: Callable[[str], None]
-) -> None:
-    """Stop surplus workers if fewer were requested and nobody else uses them."""
-    if surplus and requested and other_users:
-        for name in surplus:
-            log(f"{name} stays up for {', '.join(other_users)}")
-    elif requested:
-        processes.stop([running.pop(name) for name in surplus])
+def _address(home: Path, state: ServicesState) -> Mapping[str, str]:
+    return service_specs.client_environment(home, state.ports)
 
 
 def _free_addresses(previous: Addresses, running: dict[str, Process]) -> Addresses:

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from clusterlora.errors import ServiceDown
 
@@ -16,8 +16,15 @@ TRIES = 7
 """On SQLite the server returns 503 while another run writes. The pauses between the tries add up to two minutes, as in Prefect's client."""
 
 
-def request(path: str, body: Mapping[str, Any] | None = None, *, environment: Mapping[str, str] = os.environ, tries: int = TRIES) -> Any:
-    """Return the response of the server at PREFECT_API_URL: to GET, or with a body to POST.
+def request(
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    method: Literal["DELETE"] | None = None,
+    environment: Mapping[str, str] = os.environ,
+    tries: int = TRIES,
+) -> Any:
+    """Return the response of the server at PREFECT_API_URL: to GET, or with a body to POST; None where it says nothing.
 
     Raises:
         ServiceDown: the server does not answer, or refuses the request.
@@ -32,9 +39,10 @@ def request(path: str, body: Mapping[str, Any] | None = None, *, environment: Ma
     trusted = _trusted(environment) if address.startswith("https:") else None
     for number in range(tries):
         try:
-            asked = urllib.request.Request(address, data=data, headers=headers)
+            asked = urllib.request.Request(address, data=data, headers=headers, method=method)
             with urllib.request.urlopen(asked, timeout=30, context=trusted) as reply:
-                return json.load(reply)
+                said = reply.read()
+                return json.loads(said) if said else None
         except OSError as error:
             permanent = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
             if permanent or number + 1 == tries:

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clusterlora.errors import BadSettings
+from clusterlora.models.device import DEVICES_VARIABLE, THREADS_VARIABLE, named_devices, usable_cores
 from deployments import passwords
 from deployments.fork_server import SOCKET_VARIABLE
 
@@ -23,12 +25,9 @@ LOOPBACK = "127.0.0.1"
 AUTH_VARIABLE = "CLUSTERLORA_AUTH_MIDDLEWARE"
 """Environment variable with the configuration of auth_middleware.py as JSON: the home of the services and their addresses."""
 HOME_VARIABLE, DATABASE_VARIABLE = "CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"
-DEVICES_VARIABLE, THREADS_VARIABLE = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 FORK_SERVER = "fork-server"
 
-
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of every period that the processes of a container may compute, as `docker run --cpus` sets them."""
+_SQLITE_FILE = re.compile(r"(?P<driver>sqlite(\+\w+)?:///)(?P<path>(?!:memory:|file:)[^?]+)(?P<options>.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +72,17 @@ def checked_host(host: str) -> str:
         raise BadSettings(f"--host {host!r} is not an IP address; write 127.0.0.1, 0.0.0.0, or an address of this machine") from None
 
 
-def results_of(environment: Mapping[str, str]) -> tuple[Path, str]:
-    """Return the folder of the studies' results and the address of their database, as an environment has them."""
+def results_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the folder of the studies' results and the address of their database, as variables for a process in any folder."""
     folder = results_home(environment)
-    return folder, environment.get(DATABASE_VARIABLE) or f"sqlite:///{folder / 'clusterlora.db'}"
+    database = environment.get(DATABASE_VARIABLE) or f"sqlite:///{folder / 'clusterlora.db'}"
+    return {HOME_VARIABLE: str(folder), DATABASE_VARIABLE: _absolute(database)}
+
+
+def _absolute(address: str) -> str:
+    """Return the address of a database; an SQLite file, which is meant from the folder of this process, with its whole path."""
+    file = _SQLITE_FILE.fullmatch(address)
+    return f"{file['driver']}{os.path.realpath(file['path'])}{file['options']}" if file else address
 
 
 def results_home(environment: Mapping[str, str] = os.environ) -> Path:
@@ -96,7 +102,6 @@ def bell_file(home: Path) -> Path:
 
 def client_environment(home: Path, addresses: Addresses, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment variables of clients of the services; what `environment` says of folder and database holds."""
-    results, database = results_of(environment)
     return {
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_HOME": str(prefect_home(home)),
@@ -110,9 +115,8 @@ def client_environment(home: Path, addresses: Addresses, environment: Mapping[st
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
-        HOME_VARIABLE: str(results),
         "CLUSTERLORA_STACK_HOME": str(home),
-        DATABASE_VARIABLE: database,
+        **results_of(environment),
         # The work pools run `python`: it must be this one, even if the virtual environment is not activated.
         "PATH": _with_our_programs(environment.get("PATH", os.defpath)),
         **passwords.load_or_create(home).client_environment(),
@@ -129,13 +133,14 @@ _SELDOM = {
 """What Prefect's server looks for every 5 seconds by default; each look of an idle server costs CPU time."""
 
 
-_OF_SERVICES = frozenset(
+SERVERS = ("prefect-server", "mlflow-server")
+_OF_SERVERS = frozenset(
     {
         *(AUTH_VARIABLE, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_UI_API_URL", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"),
-        *("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "PREFECT_WORKER_QUERY_SECONDS", *_SELDOM),
+        *("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", *_SELDOM),
     }
 )
-"""Variables that one kind of service has beside those of the shell and of all clients."""
+"""Variables that servers have beside those of the shell and of all clients; MLflow's adds some of its own, named `_MLFLOW...`."""
 
 
 def servers(home: Path, addresses: Addresses, environment: Mapping[str, str] = os.environ) -> tuple[ServiceSpec, ServiceSpec]:
@@ -148,7 +153,7 @@ def servers(home: Path, addresses: Addresses, environment: Mapping[str, str] = o
     env = {**environment, **client_environment(home, addresses, environment), AUTH_VARIABLE: auth}
     listen = ("--host", addresses.host, "--port")
     prefect = ServiceSpec(
-        name="prefect-server",
+        name=SERVERS[0],
         # Clients keep connections alive for 25 seconds. If the server closes one earlier, the next request costs a two-second retry.
         argv=(
             *(sys.executable, "-m", "uvicorn", "--factory", "deployments.auth_middleware:prefect", *listen, str(addresses.prefect_port)),
@@ -165,7 +170,7 @@ def servers(home: Path, addresses: Addresses, environment: Mapping[str, str] = o
         health=f"{addresses.prefect}/api/health",
     )
     mlflow = ServiceSpec(
-        name="mlflow-server",
+        name=SERVERS[1],
         argv=(
             *(sys.executable, "-m", "deployments.mlflow_server", "--app-name", "clusterlora", *listen, str(addresses.mlflow_port)),
             *("--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"),
@@ -236,13 +241,15 @@ def _run_environment(home: Path, addresses: Addresses, environment: Mapping[str,
     return {**environment, **client_environment(home, addresses, environment), **quiet, SOCKET_VARIABLE: socket_file}
 
 
-def without_own(environment: Mapping[str, str], *, keeps_devices: bool) -> dict[str, str]:
+def without_own(service: str, environment: Mapping[str, str], *, keeps_devices: bool) -> dict[str, str]:
     """Return a service's environment without what only that kind of service has.
 
     Args:
         keeps_devices: its devices and threads are those of the shell that started it, not its own; else this process's take their place.
     """
-    own = {name: value for name, value in environment.items() if name not in _OF_SERVICES}
+    own = dict(environment)
+    if service in SERVERS:
+        own = {name: value for name, value in own.items() if name not in _OF_SERVERS and not name.startswith("_MLFLOW")}
     if keeps_devices:
         return own
     devices = {name: os.environ[name] for name in (DEVICES_VARIABLE, THREADS_VARIABLE) if name in os.environ}
@@ -252,7 +259,8 @@ def without_own(environment: Mapping[str, str], *, keeps_devices: bool) -> dict[
 def _with_our_programs(path: str) -> str:
     """Return a PATH whose first folder has this Python, be it under another spelling."""
     programs, folders = str(Path(sys.executable).parent), path.split(os.pathsep)
-    if os.path.realpath(folders[0]) == os.path.realpath(programs):
+    # A relative folder is another one where the services run.
+    if Path(folders[0]).is_absolute() and os.path.realpath(folders[0]) == os.path.realpath(programs):
         return path
     return os.pathsep.join([programs, *(folder for folder in folders if folder != programs)])
 
@@ -261,27 +269,12 @@ def cuda_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the values for CUDA_VISIBLE_DEVICES, one per usable GPU or MIG slice; empty without a GPU."""
     visible = environment.get(DEVICES_VARIABLE)
     if visible is not None:
-        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
-    tool = shutil.which("nvidia-smi")
+        return named_devices(visible)
+    tool = shutil.which("nvidia-smi", path=environment.get("PATH"))
     if tool is None:
         return []
     listing = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     return parse_devices(listing.stdout) if listing.returncode == 0 else []
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use; `taskset`, a job scheduler or a container may restrict it."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(cores, _quota()))
-
-
-def _quota() -> int:
-    """Return the cores whose time the control group of this process may take, rounded up; any number where it has no limit."""
-    try:
-        quota, period = _QUOTA.read_text(encoding="ascii").split()
-        return sys.maxsize if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        return sys.maxsize
 
 
 def free_port() -> int:

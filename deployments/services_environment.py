@@ -1,4 +1,8 @@
-"""The environment of the local services: one shell started them, and what is started or asked later from another one works with theirs."""
+"""The environment of the local services: one shell started them, and what is started or asked later from another one works with theirs.
+
+Folder and database of the results, `results_of` an environment, are in the services' state until they are stopped: a command of another
+shell that starts them again after all of them died goes on with these.
+"""
 
 import os
 from collections.abc import Mapping
@@ -22,38 +26,44 @@ def of_services(running: Mapping[str, Process]) -> Mapping[str, str] | None:
         environment = processes.environment(running[name])
         # Every service has it; a process may have written its title over the others.
         if HOME_VARIABLE in environment:
-            return service_specs.without_own(environment, keeps_devices=name in _TOLD_BY)
+            return service_specs.without_own(name, environment, keeps_devices=name in _TOLD_BY)
     return None
 
 
-def of_client(running: Mapping[str, Process]) -> Mapping[str, str]:
-    """Return the environment of this process with the folder and database of the running services, where it names neither."""
-    services = None if _names_results() else of_services(running)
-    if services is None:
-        return os.environ
-    return {**os.environ, **{name: services[name] for name in (HOME_VARIABLE, DATABASE_VARIABLE) if name in services}}
+def of_client(results: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment of this process with the results of the services, unless it names another folder or database."""
+    return {**os.environ, **results} if named_results().items() <= results.items() else os.environ
 
 
-def refuse_other_results(running: Mapping[str, Process]) -> None:
-    """Check that this command reads what the running services write.
+def refuse_other_results(results: Mapping[str, str]) -> None:
+    """Check that this command reads what the services write.
 
     Raises:
         BadSettings: its environment names another folder or another database.
     """
-    services = of_services(running) if _names_results() else None
-    if services is None:
-        return
-    (folder, database), (of_theirs, database_of_theirs) = (service_specs.results_of(one) for one in (os.environ, services))
+    named = named_results()
     mend = "stop them (clusterlora down), or give this shell servers of its own (CLUSTERLORA_STACK_HOME)"
-    if folder != of_theirs:
-        raise BadSettings(f"the servers' workers keep their results in {of_theirs}, and {HOME_VARIABLE} is {folder}: unset it, {mend}")
-    if database != database_of_theirs:
+    folder, theirs = named.get(HOME_VARIABLE), results.get(HOME_VARIABLE)
+    if folder and theirs and folder != theirs:
+        raise BadSettings(f"the servers' workers keep their results in {theirs}, and {HOME_VARIABLE} is {folder}: unset it, {mend}")
+    database, theirs = named.get(DATABASE_VARIABLE), results.get(DATABASE_VARIABLE)
+    if database and theirs and database != theirs:
         # An address may hold a password.
-        raise BadSettings(
-            f"the servers' workers write to another database than this shell's {DATABASE_VARIABLE} says: set it as it was where they were "
-            f"started, {mend}"
-        )
+        raise BadSettings(f"the servers' workers write to another database than this shell's {DATABASE_VARIABLE} says: unset it, {mend}")
 
 
-def _names_results() -> bool:
-    return any(os.environ.get(name) for name in (HOME_VARIABLE, DATABASE_VARIABLE))
+def named_results() -> Mapping[str, str]:
+    """Return the folder and the database that this process's environment names, each where it does."""
+    return {name: value for name, value in service_specs.results_of(os.environ).items() if os.environ.get(name)}
+
+
+def adopted(results: Mapping[str, str]) -> str | None:
+    """Return that results are where this shell alone would not look for them, as a line; None where it would."""
+    own = service_specs.results_of(os.environ)
+    if results == own:
+        return None
+    names = [name for name in results if results[name] != own[name] and not os.environ.get(name)]
+    return (
+        f"results are in {results[HOME_VARIABLE]}, as in the shell that started the servers; once these are stopped, "
+        f"set {' and '.join(names)} as there"
+    )

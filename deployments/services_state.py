@@ -33,6 +33,8 @@ class ServicesState:
     """Whether the services stay up until `clusterlora down`, even without users."""
     workers: int | None = None
     """How many workers of the gpu pool were last asked for, until the services are stopped; None: as many as there are devices."""
+    results: dict[str, str] = field(default_factory=dict)
+    """Folder and database that the processes write to, as variables; none where none was started, or all were stopped on purpose."""
     stopping: bool = False
     """Whether the services are being stopped on purpose: processes that end meanwhile are not reported as dead."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefect.logging import get_run_logger
 
-from clusterlora.errors import BadSettings
+from clusterlora.models.device import usual_device
 
 POLL_SECONDS = 1.0
 
@@ -18,20 +18,11 @@ def visible_gpu() -> str | None:
     """Return the UUID of the first GPU this process may use; None where it has none to use.
 
     Raises:
-        BadSettings: its worker was given a GPU that PyTorch does not see. A CPU would take a hundred times as long, unnoticed.
+        BadSettings: its worker was given a GPU that PyTorch does not see.
     """
     import torch
 
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_properties(0).uuid)
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    # As the driver reads it: -1 hides itself and all that follow.
-    if given.partition(",")[0].strip() in ("", "-1"):
-        return None
-    raise BadSettings(
-        f"CUDA_VISIBLE_DEVICES = {given!r}: this worker was given a GPU, and PyTorch sees none; `clusterlora doctor` checks both. "
-        "To train on the CPU: clusterlora down, then CUDA_VISIBLE_DEVICES= clusterlora up"
-    )
+    return None if usual_device() == "cpu" else str(torch.cuda.get_device_properties(0).uuid)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from clusterlora.cli.study_adapters import adapters
 from clusterlora.cli.study_diff import diff
 from clusterlora.cli.verify import verify
 from clusterlora.errors import ClusterLoraError, harmless, path_problem, printable
+from clusterlora.models.device import limit_threads
 
 EXAMPLES = """\b
 Examples:
@@ -72,6 +73,7 @@ def cli(debug: bool) -> None:
     handler.addFilter(_Once())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     logging.getLogger("clusterlora").setLevel(logging.DEBUG if debug else logging.INFO)
+    limit_threads()
     if not sys.stderr.isatty():
         # Progress bars of model loading would fill a log file.
         os.environ.setdefault("TQDM_DISABLE", "1")

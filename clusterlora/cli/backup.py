@@ -60,9 +60,13 @@ def restore(file: Path, as_json: bool) -> None:
 
 
 def _place() -> Any:
-    results = deployments("service_specs").results_home()
-    url = os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}"
-    return deployments("backup").Place(results=results, services=services_home(), database=url)
+    """Return the installation that the other commands of this shell use."""
+    home = services_home()
+    running = deployments("local_services").status(home)
+    results = deployments("service_specs").results_of(running.environment() if running else os.environ)
+    return deployments("backup").Place(
+        results=Path(results["CLUSTERLORA_HOME"]), services=home, database=results["CLUSTERLORA_DATABASE_URL"]
+    )
 
 
 def _tell_of_servers_elsewhere() -> None:

@@ -35,6 +35,7 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     from clusterlora.engine.worker_threads import n_worker_threads
     from clusterlora.models.base import base_folder, base_to_measure, faster_dtype
     from clusterlora.models.checks import refuse_unspreadable
+    from clusterlora.models.device import usual_device
     from clusterlora.models.quantised import refuse_unquantisable
     from clusterlora.models.targets import block_weights, resolved
     from clusterlora.models.weights import weight_files
@@ -46,7 +47,7 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     formats = _FORMATS[:1] if weight_files(base_folder(name))[0].suffix == ".gguf" else _FORMATS
     base, dtype = _askable(base_to_measure(name), study), faster_dtype(name) if study.model.dtype == "auto" else study.model.dtype
     recipe = resolved(study.recipe, block_weights(base.model))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(usual_device())
     each, max_length = free_memory_by_device(), study.model.max_length or PreparedModel().max_length
     is_spread = study.model.device_map == "auto" and len(each) > 1
     together = f"{len(each)} GPUs together"

@@ -17,10 +17,11 @@ import click
 from clusterlora.cli.base_memory import base_memory, study_to_measure
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.orchestration import deployments, in_prefect, services_home
+from clusterlora.errors import ServiceDown
+from clusterlora.models.device import usable_cores
 
 if TYPE_CHECKING:
     from clusterlora.settings import Study
-from clusterlora.errors import ServiceDown
 
 _DISK_BYTES = 5_000_000_000
 _MEMORY_BYTES = 4_000_000_000
@@ -90,8 +91,9 @@ def _checks() -> Iterator[Check]:
         "packages", not missing, f"missing: {', '.join(missing)}" if missing else "all installed", "run: make install" if missing else ""
     )
     yield _memory()
-    yield from (_disk(what, folder) for what, folder in _folders())
+    # It finds the folder that local services use.
     yield _database()
+    yield from (_disk(what, folder) for what, folder in _folders())
     yield from _servers()
     yield _gpu()
     yield from _models()
@@ -105,13 +107,13 @@ def _memory() -> Check:
         available = int(lines["MemAvailable"].split()[0]) * 1024
     enough = available >= _MEMORY_BYTES
     fix = "" if enough else "close programs, or use less memory: --workers 1, --set runtime.micro_batch=1"
-    return Check("memory", enough, f"{available / 1e9:.1f} GB available, {os.cpu_count()} cores", fix)
+    return Check("memory", enough, f"{available / 1e9:.1f} GB available, {usable_cores()} cores", fix)
 
 
 def _folders() -> Iterator[tuple[str, Path]]:
     from clusterlora.models.weights import cache_folder
 
-    yield "results", Path(os.environ.get("CLUSTERLORA_HOME", "studies"))
+    yield "results", Path(os.environ.get("CLUSTERLORA_HOME") or "studies")
     yield "model cache", cache_folder()
 
 
@@ -180,8 +182,12 @@ def _pools(services: Any) -> Iterator[Check]:
 
 
 def _gpu() -> Check:
-    tool = shutil.which("nvidia-smi")
+    from clusterlora.models.device import DEVICES_VARIABLE, unseen_gpu
+
+    unseen, tool = unseen_gpu(), shutil.which("nvidia-smi")
     if tool is None:
+        if unseen:
+            return Check("GPU", False, unseen, f"set it to nothing ({DEVICES_VARIABLE}=) for the CPU")
         return Check("GPU", True, "none; training uses the CPU, enough for homelm and small studies")
     query = [tool, "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader"]
     completed = subprocess.run(query, capture_output=True, text=True, check=False)
@@ -196,7 +202,9 @@ def _gpu() -> Check:
 
     usable = torch.cuda.is_available()
     fix = "" if usable else "install a torch built for its CUDA driver: https://pytorch.org/get-started/locally"
-    return Check("GPU", usable, "; ".join(completed.stdout.strip().splitlines()), fix)
+    if unseen:
+        fix = f"name one that `nvidia-smi -L` lists, or {fix}"
+    return Check("GPU", usable, "; ".join([*([unseen] if unseen else []), *completed.stdout.strip().splitlines()]), fix)
 
 
 def _models() -> Iterator[Check]:

@@ -55,10 +55,10 @@ def use_local_services(*, keep_up: bool = False) -> None:
     environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("service_specs").results_home())}
     for address, prefix in (("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"), ("PREFECT_API_URL", "PREFECT_API_")):
         # The local passwords are not sent to another server.
-        if os.environ.get(address, environment.get(address)) != environment.get(address):
+        if (os.environ.get(address) or environment.get(address)) != environment.get(address):
             environment = {name: value for name, value in environment.items() if not name.startswith(prefix)}
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
+    # A variable that is set to nothing is as one that is not.
+    os.environ.update({name: value for name, value in environment.items() if not os.environ.get(name)})
 
 
 def in_prefect(recorded: Mapping[str, str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from clusterlora.cli.progress import echo_stderr
 from clusterlora.errors import ServiceDown
 
 _EXPORTED = (
-    *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "CLUSTERLORA_DATABASE_URL"),
+    *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"),
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
 )
 

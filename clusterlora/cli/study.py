@@ -97,7 +97,7 @@ def permute(times: int, workers: int | None, as_json: bool, **options: Any) -> N
     Nothing is personal then, so every claim is false. The studies are called NAME-null-01, NAME-null-02, ...; after an interruption run the
     same command again, which goes on with the first that has not ended.
     """
-    from clusterlora.comparison.null_rate import can_claim
+    from clusterlora.comparison.null_rate import can_claim, to_claim
     from clusterlora.planning.null_studies import null_studies
     from clusterlora.results.null_rate import rate_of, write_null_rate
 
@@ -106,7 +106,7 @@ def permute(times: int, workers: int | None, as_json: bool, **options: Any) -> N
     if not can_claim(original.methods):
         echo_stderr(
             f"note: none of the methods ({', '.join(original.methods)}) is compared with the control that tells why it gains, so no study "
-            "can claim personalisation, whatever it finds; add --controls"
+            f"can claim personalisation, whatever it finds; {to_claim(original.methods)}"
         )
     user = f"permutations of {original.name}"
     ended = deployments("launch").run_studies(nulls, home=services_home(), workers=workers, user=user, log=echo_stderr)

@@ -9,6 +9,7 @@ from clusterlora.errors import BadData, counted
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.statistics import wilson_interval
 from clusterlora.metadata import ComparisonSummary
+from clusterlora.methods import METHODS, controls
 
 LEVEL = 0.05
 """The rate that the tests allow: with one champion per study, one claim in twenty."""
@@ -113,6 +114,14 @@ def _tests_cause(summary: ComparisonSummary) -> bool:
 def can_claim(methods: Collection[str]) -> bool:
     """Return whether a study of these methods can claim personalisation: one of them has the control beside it that tells why it gains."""
     return any(deciding_control(method) in methods for method in methods)
+
+
+def to_claim(methods: Collection[str]) -> str:
+    """Return what a study of these methods, which cannot claim personalisation, is to compare so that it can."""
+    if can_claim((*methods, *controls())):
+        return "add --controls"
+    tested = ((method, deciding_control(method)) for method in METHODS)
+    return f"in methods, add {' or '.join(f'{method} and {control}' for method, control in tested if control)}"
 
 
 def null_rate(studies: Sequence[tuple[str, ComparisonSummary]], remainders: Sequence[Remainder | None] = ()) -> NullRate:

@@ -139,9 +139,9 @@ class Comparison:
     persona's reference or, of a likelihood, that of a uniform guess, `floor_same_prompt` that of another persona's reference for the most
     similar prompt. `routing` is None without a routing method or without methods to choose from. `contrasts` compare the champion
     with all controls that took part, other methods with their own, and the champion with the runner-up. Differences below `margin` count
-    as equivalent. `gate` is a sentence on the outcome of the gate; None without one. `champion` is None where `no_champion` says why.
-    `same_answers` are the methods that score on every item as another does, with that other: the reference or the champion under another
-    name.
+    as equivalent. `gate` is a sentence on the outcome of the gate; None without one. `champion` is None where `no_champion` says why;
+    where it says "too few", that of a refreshed study stays. `same_answers` are the methods that score on every item as another does, with
+    that other: the reference or the champion under another name.
     """
 
     headline: str

@@ -51,7 +51,8 @@ def _too_few(comparison: Comparison) -> str:
         *(["more test dialogues per person (data.test)"] if comparison.n_items < LEAST_ITEMS else []),
     ]
     return (
-        f"No verdict and no champion, as {size} are too few: a verdict takes {LEAST_PERSONAS} personas and {LEAST_ITEMS} items. "
+        f"No verdict{'' if comparison.champion else ' and no champion'}, as {size} are too few: a verdict takes {LEAST_PERSONAS} personas "
+        f"and {LEAST_ITEMS} items. "
         f"Give {' and '.join(lacking)}."
     )
 

@@ -15,6 +15,7 @@ from clusterlora.models.checks import (
     refuse_tokens_without_embedding,
     refuse_what_cannot_be_computed,
 )
+from clusterlora.models.device import usual_device
 from clusterlora.models.quantised import compute_as_before, compute_dequantised, is_laid_out_anew
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
         yield base
         return
     if isinstance(base, str | Path):
-        import torch
-
-        yield load_base(str(base), dtype="auto", device="cuda" if torch.cuda.is_available() else "cpu")
+        yield load_base(str(base), dtype="auto", device=usual_device())
         return
     _refuse_unusable(base, tokenizer)
     refuse_what_cannot_be_computed(base, base.name_or_path or "of the call")

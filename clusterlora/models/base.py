@@ -11,6 +11,7 @@ from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings, ModelUnavailable
 from clusterlora.models.checks import known_positions, refuse_tokens_without_embedding, refuse_unspreadable
+from clusterlora.models.device import usual_device
 from clusterlora.models.footprint import activation_bytes_per_token
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer
@@ -232,9 +233,7 @@ def faster_dtype(name: str) -> Dtype:
     Raises:
         ModelUnavailable: as `load_base`.
     """
-    import torch
-
-    return "bfloat16" if _is_wide(name) and multiplies_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "float32"
+    return "bfloat16" if _is_wide(name) and multiplies_bfloat16(usual_device()) else "float32"
 
 
 def slow_processor(name: str) -> str | None:
@@ -243,9 +242,7 @@ def slow_processor(name: str) -> str | None:
     Raises:
         ModelUnavailable: as `load_base`.
     """
-    import torch
-
-    if torch.cuda.is_available() or multiplies_bfloat16("cpu") or not _is_wide(name):
+    if usual_device() != "cpu" or multiplies_bfloat16("cpu") or not _is_wide(name):
         return None
     return (
         "model.dtype = auto took float32: this machine has no GPU, and its processor no bfloat16 instructions. "

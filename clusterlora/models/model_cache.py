@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 from clusterlora.models.base import BaseModel, load_base
+from clusterlora.models.device import usual_device
 from clusterlora.models.embedding import load_embedder
 from clusterlora.ports.embedder import Embedder
 from clusterlora.settings import DeviceMap, Dtype, ModelSettings, PreparedModel, Quantisation
@@ -10,18 +11,12 @@ from clusterlora.settings import DeviceMap, Dtype, ModelSettings, PreparedModel,
 
 def base_model(settings: PreparedModel) -> BaseModel:
     """Return the study's base model on this process's device: the first visible GPU or all of them, else the CPU."""
-    return _base(settings.base, settings.dtype, settings.quantisation, settings.device_map, _device())
+    return _base(settings.base, settings.dtype, settings.quantisation, settings.device_map, usual_device())
 
 
 def embedder(settings: ModelSettings) -> Embedder:
     """Return the study's sentence embedding model, on the same device."""
-    return _embedder(settings.embedding, _device())
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return _embedder(settings.embedding, usual_device())
 
 
 @lru_cache(maxsize=1)

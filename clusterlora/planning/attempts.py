@@ -6,7 +6,7 @@ from clusterlora.settings import Study
 
 
 def next_request(study: Study, group: TrainingGroup, stores: Stores) -> TrainRequest:
-    """Return the attempt to run: with half the micro-batch of the last one if that ran out of memory, and never more than is set now.
+    """Return the attempt to run: with the micro-batch that is set now, or after one ran out of memory with half, if that is less.
 
     An attempt that is still open is returned again, so that its run is found instead of started twice.
     """
@@ -16,7 +16,8 @@ def next_request(study: Study, group: TrainingGroup, stores: Stores) -> TrainReq
     if attempts:
         last = attempts[-1]
         number = last.number if last.state == "running" else last.number + 1
-        micro_batch = max(1, last.micro_batch // 2) if last.state == "out_of_memory" else last.micro_batch
-        # What the kernel kills, or a GPU's driver, is no error that halves it: whoever lowers the setting is heard.
-        micro_batch = min(micro_batch, most)
+        # An attempt may have been made with less than was asked for, where other studies' did not fit: what is set now is heard.
+        if any(attempt.state == "out_of_memory" for attempt in attempts):
+            halved = max(1, last.micro_batch // 2) if last.state == "out_of_memory" else last.micro_batch
+            micro_batch = min(halved, most)
     return TrainRequest(study_name=study.name, group=group, micro_batch=micro_batch, attempt=number)

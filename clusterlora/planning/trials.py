@@ -31,11 +31,6 @@ class Trial:
     number: int
     plan: MethodPlan
 
-    @property
-    def own(self) -> tuple[AdapterSpec, ...]:
-        """The adapters that are trained for it, without those that it builds on."""
-        return tuple(spec for spec in self.plan.adapters if spec.is_trial and (self.method == REFERENCE or spec.label != REFERENCE))
-
 
 @dataclass(frozen=True, slots=True)
 class TrialStep:

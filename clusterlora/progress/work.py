@@ -101,13 +101,17 @@ def _tuning(state: StudyState, lengths: MeanTokens) -> Iterator[tuple[tuple[floa
     """Yield the work of every tuning step that is left, as if the recipes that were drawn first went on."""
     people = state.dataset.by_id()
     tuning = state.tuning
+    # A later step may build on an adapter of an earlier one, under another name.
+    counted: set[str] = set()
     # What has no recipe left is not tried again, and the run says so.
     while tuning and (step := trial_step(state, [m for m in in_turn(state, whole=True) if left(tuning, m)])):
         ready = finished(state, step.plan)
-        specs = {name: spec for name, spec in step.plan.specs.items() if spec.is_trial and name not in ready}
+        trials = {step.plan.keys[name]: spec for name, spec in step.plan.specs.items() if spec.is_trial and name not in ready}
+        due = [spec for key, spec in trials.items() if key not in counted]
+        counted.update(trials)
         pairs = {(p, arm) for trial in step.trials for p, arms in trial.plan.arms_by_persona for arm in arms}
         n_likelihoods = sum(n_items(people[p], "val") for p, _ in pairs)
-        yield tuple(train_tokens(spec, people, lengths) for spec in specs.values()), Answering(n_likelihoods=n_likelihoods)
+        yield tuple(train_tokens(spec, people, lengths) for spec in due), Answering(n_likelihoods=n_likelihoods)
         tried: dict[str, list[tuple[int, float | None]]] = {}
         for trial in step.trials:
             tried.setdefault(trial.method, []).append((trial.number, float(trial.number)))

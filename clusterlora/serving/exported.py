@@ -7,10 +7,11 @@ from typing import Any
 from clusterlora.adapters.held import HeldAdapters
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_revision
+from clusterlora.models.device import usual_device
 from clusterlora.serving import MOST_RESIDENT
 from clusterlora.serving.elsewhere import BASE_FOLDER
 from clusterlora.serving.export import BASE_ROUTE, adapter_digest
-from clusterlora.serving.router import Router, usual_device
+from clusterlora.serving.router import Router
 from clusterlora.settings import PreparedModel
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable

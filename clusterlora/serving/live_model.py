@@ -15,9 +15,10 @@ from clusterlora.engine.continuous_batch import continuous_batch
 from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.engine.memory import free_cached_memory, is_allocation_failure
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.models.device import usual_device
 from clusterlora.serving import MOST_RESIDENT
 from clusterlora.serving.exported import router_of_export
-from clusterlora.serving.router import Prepared, Request, Router, usual_device
+from clusterlora.serving.router import Prepared, Request, Router
 from clusterlora.serving.scheduler import Busy, Closed, Scheduler
 from clusterlora.stores.mlflow_models import Registry
 from clusterlora.stores.routing_table import read_routing_table

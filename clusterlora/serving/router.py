@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-import torch
-
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.held import HeldAdapters
 from clusterlora.chat.messages import read_message
@@ -23,6 +21,7 @@ from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.evaluation.label_scores import score_labels
 from clusterlora.models.base import load_base
+from clusterlora.models.device import usual_device
 from clusterlora.models.embedding import load_embedder
 from clusterlora.models.revision import is_same_base
 from clusterlora.ports.embedder import Embedder
@@ -217,11 +216,6 @@ class Router:
         if prepared.is_known:
             return prepared.answered_by
         return f"{prepared.answered_by} (default: persona {request.persona_id!r} is not in study {self._table.study!r})"
-
-
-def usual_device() -> str:
-    """Return the first visible GPU, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def read_request(number: int, request: Mapping[str, Any]) -> Request:

@@ -18,6 +18,7 @@ from clusterlora.comparison.move import decide, left_elsewhere
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.sentence import claims_personalisation
+from clusterlora.comparison.sentence import sentence as comparison_sentence
 from clusterlora.comparison.table import write_tables
 from clusterlora.data.twins import twins_note
 from clusterlora.durable import write_durably
@@ -161,9 +162,10 @@ def compared(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> 
             moved = left_elsewhere(moved, state.moved.elsewhere)
         state = replace(state, moved=moved)
         # What a refresh ends with: the alias, not whom the comparison alone would have chosen.
-        said = f"The champion {'moves' if moved.moved else 'stays'}: {moved.reason}. {comparison.sentence}"
         champion = moved.challenger if moved.moved else comparison.reference
-        comparison = replace(comparison, champion=champion, no_champion=None, sentence=said)
+        comparison = replace(comparison, champion=champion, no_champion=None if comparison.has_verdict else comparison.no_champion)
+        of_new = comparison.sentence if comparison.has_verdict else comparison_sentence(comparison)
+        comparison = replace(comparison, sentence=f"The champion {'moves' if moved.moved else 'stays'}: {moved.reason}. {of_new}")
         found = refresh_rows(state, plan, rows, old_rows, stores)
     return Compared(comparison, rows, of_judge, found, state)
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from browser.chromium import Tab, with_text
-from deployments import local_services, processes
+from deployments import local_services, prefect_rest, processes
 from deployments.local_services import LocalServices
 from tests.fast.test_deployments import EVIL
 from tests.fixtures.endpoints import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
@@ -124,6 +125,12 @@ def test_a_server_is_one_process(story: Story, name: str) -> None:
     leader = story.at_the_end.running[name].pid
     folders = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
     assert [folder.name for folder in folders if processes._stat(int(folder.name))[3:4] == [str(leader)]] == [str(leader)]
+
+
+def test_prefect_counts_no_worker_that_was_stopped(story: Story) -> None:
+    asked = partial(prefect_rest.request, environment=story.at_the_end.environment())
+    workers = {pool: [worker["name"] for worker in asked(f"work_pools/{pool}/workers/filter", {})] for pool in ("cpu", "gpu")}
+    assert workers == {"cpu": ["cpu"], "gpu": ["gpu-0"]}, "the first studies had two"
 
 
 def test_servers_refuse_requests_without_the_password(story: Story) -> None:

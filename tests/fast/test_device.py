@@ -3,16 +3,23 @@
 import fcntl
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from prefect.logging import disable_run_logger
 
+from clusterlora.engine.base import frozen_base
 from clusterlora.errors import BadSettings
+from clusterlora.models.model_cache import base_model, embedder
+from clusterlora.settings import ModelSettings, PreparedModel
 from tasks import device
 from tasks.device import exclusive, visible_gpu
 from tasks.study_task import TaskContext, study_task
+
+# The package has a command of the same name.
+doctor = import_module("clusterlora.cli.doctor")
 
 HOLD = """
 import fcntl, sys
@@ -96,12 +103,35 @@ def test_a_worker_that_was_given_a_gpu_refuses_to_work_without_it(given: str, tm
     with pytest.raises(BadSettings) as refusal:
         work.fn()
     (line,) = str(refusal.value).splitlines()
-    assert line.startswith(f"CUDA_VISIBLE_DEVICES = '{given}': this worker was given a GPU, and PyTorch sees none")
-    assert line.endswith("CUDA_VISIBLE_DEVICES= clusterlora up")
+    assert line.startswith(f"CUDA_VISIBLE_DEVICES = '{given}' gives this process a GPU, and PyTorch sees none")
+    assert line.endswith("set it to nothing (CUDA_VISIBLE_DEVICES=); workers that run keep theirs until `clusterlora down`")
     assert worked == []
     seen_by_pytorch(monkeypatch, gpu=True)
     work.fn()
     assert worked == ["on a GPU"]
+
+
+def test_the_doctor_says_that_a_gpu_that_was_given_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    seen_by_pytorch(monkeypatch, gpu=False)
+    check = doctor._gpu()
+    assert (check.good, check.fix) == (False, "set it to nothing (CUDA_VISIBLE_DEVICES=) for the CPU")
+    assert check.found == "CUDA_VISIBLE_DEVICES = '3' gives this process a GPU, and PyTorch sees none"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert doctor._gpu().good
+
+
+def test_a_command_of_its_own_refuses_to_load_a_base_without_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    seen_by_pytorch(monkeypatch, gpu=False)
+    for load in (
+        lambda: base_model(PreparedModel(base="homelm")),
+        lambda: embedder(ModelSettings()),
+        lambda: frozen_base("homelm", None).__enter__(),
+    ):
+        with pytest.raises(BadSettings, match="PyTorch sees none"):
+            load()
 
 
 @pytest.mark.parametrize("given", [None, "", "-1", "-1,0"])

@@ -101,7 +101,9 @@ def test_each_gpu_or_mig_slice_is_a_device(listing: str, devices: list[str]) -> 
     assert service_specs.parse_devices(listing) == devices
 
 
-@pytest.mark.parametrize(("visible", "devices"), [("0,3", ["0", "3"]), ("", []), ("-1", []), ("MIG-1", ["MIG-1"])])
+@pytest.mark.parametrize(
+    ("visible", "devices"), [("0,3", ["0", "3"]), ("", []), ("-1", []), ("0,-1,1", ["0"]), ("NoDevFiles", []), ("MIG-1", ["MIG-1"])]
+)
 def test_cuda_visible_devices_of_the_user_is_respected(monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert service_specs.cuda_devices() == devices
@@ -332,6 +334,22 @@ def test_the_folder_of_our_programs_is_first_in_the_path_and_there_once(tmp_path
     monkeypatch.setenv("PATH", first)
     assert service_specs.client_environment(tmp_path, Addresses(1, 2))["PATH"] == first
     assert first.startswith(str(Path(sys.executable).parent))
+    # A folder that is named from here is another one where the services run.
+    monkeypatch.setenv("PATH", f"{os.path.relpath(Path(sys.executable).parent)}:/bin")
+    assert service_specs.client_environment(tmp_path, Addresses(1, 2))["PATH"].startswith(f"{Path(sys.executable).parent}:")
+
+
+def test_an_sqlite_file_that_is_named_from_here_is_the_same_one_for_the_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (
+        ("sqlite:///my.db", f"sqlite:///{tmp_path}/my.db"),
+        ("sqlite+pysqlite:///below/my.db?timeout=5", f"sqlite+pysqlite:///{tmp_path}/below/my.db?timeout=5"),
+        (f"sqlite:///{tmp_path}/my.db", f"sqlite:///{tmp_path}/my.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("postgresql://me@there/my.db", "postgresql://me@there/my.db"),
+    ):
+        monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", given)
+        assert service_specs.client_environment(tmp_path, Addresses(1, 2))["CLUSTERLORA_DATABASE_URL"] == meant
 
 
 @pytest.mark.whole

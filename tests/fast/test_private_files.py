@@ -88,6 +88,14 @@ def test_the_study_database_is_inaccessible_to_other_users(tmp_path: Path) -> No
     assert {mode(file) for file in tmp_path.glob("studies.db*")} == {0o600}
 
 
+def test_a_variable_that_is_set_to_nothing_is_as_one_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stores = from_environment({"CLUSTERLORA_HOME": "", "CLUSTERLORA_DATABASE_URL": ""})
+    assert stores.studies.studies() == ()
+    assert stores.home == tmp_path / "studies"
+    assert (tmp_path / "studies" / "clusterlora.db").is_file()
+
+
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "stack").touch()
     for path in (tmp_path / "stack", tmp_path / "stack" / "below"):

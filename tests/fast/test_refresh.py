@@ -147,7 +147,11 @@ def test_champion_and_challenger_are_compared_on_new_items_with_the_old_ones_bes
     # What is starred, answers and is told is the champion that serves, and differences are to it.
     assert "| last_champion ★" in summary
     assert summary.startswith(f"**The champion stays: {state.moved.reason}. ")
-    assert json.loads((stores.folder(study.name) / "results" / "summary.json").read_text())["champion"] == "last_champion"
+    assert "No verdict, as " in summary
+    recorded = json.loads((stores.folder(study.name) / "results" / "summary.json").read_text())
+    assert recorded["champion"] == "last_champion"
+    assert recorded["claims_personalisation"] is False
+    assert {method["outcome"] for method in recorded["methods"]} == {None, "too few"}
     assert state.outcome is not None
     assert state.outcome.reference == "last_champion"
     on_test = [line for line in against_unified(state) if line.startswith("on test")]

@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled
 
+from deployments import local_workers
 from deployments.supervise import crash_dead_runs
 from tasks import outcome, refreshes
 from tasks.run_pages import MOST_RUNS
@@ -68,3 +69,14 @@ def test_all_runs_whose_process_died_are_crashed(server: Any) -> None:
 def test_a_refresh_beyond_the_first_page_is_found(server: Server, stores: Any) -> None:
     server.runs[-1].parameters = {"request": {"study_name": "small"}}
     assert refreshes.refresh_under_way("small", stores) == server.runs[-1].name
+
+
+def test_the_services_stay_up_for_a_live_run_behind_a_page_of_dead_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [{"name": f"run {n}", "deployment_id": "study", "infrastructure_pid": str(n)} for n in range(1, N_RUNS + 1)]
+
+    def request(_path: str, body: dict[str, Any], **_options: Any) -> list[dict[str, str]]:
+        return runs[body["offset"] : body["offset"] + body["limit"]]
+
+    monkeypatch.setattr(local_workers.prefect_rest, "request", request)
+    monkeypatch.setattr(local_workers, "is_flow_process", lambda pid: pid == N_RUNS)
+    assert local_workers.unfinished_runs({}) == (f"run {N_RUNS}",)

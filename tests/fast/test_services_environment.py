@@ -1,17 +1,23 @@
 """Services that replace dead ones, and commands of other shells, work with the environment of the shell that started the services."""
 
+import json
 import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from clusterlora import private_files
+from clusterlora.cli import main
 from clusterlora.errors import BadSettings
+from clusterlora.models import device
 from deployments import fork_server, local_services, processes, service_specs, services_state
 from deployments.local_services import LocalServices
 from deployments.processes import Process
@@ -169,6 +175,94 @@ def test_a_command_with_other_results_than_the_workers_is_refused(
     assert up(home)[0].running == first.running
 
 
+@pytest.mark.parametrize("named", ["CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"])
+def test_a_command_that_names_the_folder_or_the_database_of_the_workers_works_with_both(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str
+) -> None:
+    first, _ = up(home)
+    other = {"CLUSTERLORA_HOME": "CLUSTERLORA_DATABASE_URL", "CLUSTERLORA_DATABASE_URL": "CLUSTERLORA_HOME"}[named]
+    for change in (partial(monkeypatch.setenv, value=""), monkeypatch.delenv):
+        change(other)
+        services, _ = up(home)
+        assert services.running == first.running
+        environment = services.environment()
+        assert environment["CLUSTERLORA_HOME"] == str(tmp_path / "first")
+        assert environment["CLUSTERLORA_DATABASE_URL"] == f"sqlite:///{tmp_path}/first.db"
+    monkeypatch.setenv(named, {"CLUSTERLORA_HOME": str(tmp_path / "second"), "CLUSTERLORA_DATABASE_URL": "sqlite:///second.db"}[named])
+    with pytest.raises(BadSettings, match=f"{named} (is|says)"):
+        up(home)
+
+
+def test_backup_and_doctor_are_about_the_folder_of_the_running_services(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    up(home)
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(home))
+    for change in (partial(monkeypatch.setenv, value=""), monkeypatch.delenv):
+        for name in ("CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"):
+            change(name)
+        place = import_module("clusterlora.cli.backup")._place()
+        assert (place.results, place.database) == (tmp_path / "first", f"sqlite:///{tmp_path}/first.db")
+    with patch.dict(os.environ):
+        main(["doctor", "--json"])
+    (check,) = [check for check in json.loads(capsys.readouterr().out) if check["what"] == "results"]
+    assert check["found"].startswith(f"{tmp_path}/first:")
+    assert (tmp_path / "first.db").is_file()
+
+
+def test_services_that_all_died_are_started_again_where_their_results_are(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, told = up(home)
+    assert not any("results are in" in line for line in told)
+    for name in ("CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"):
+        monkeypatch.delenv(name)
+    processes.stop(list(first.running.values()), patience_seconds=0)
+    assert first.environment()["CLUSTERLORA_HOME"] == str(tmp_path / "first"), "whoever follows a study knows it though nothing runs"
+    second, told = up(home)
+    assert second.started == tuple(first.running)
+    assert {one["CLUSTERLORA_HOME"] for one in environments(second).values()} == {str(tmp_path / "first")}
+    assert any(
+        f"results are in {tmp_path}/first, as in the shell that started the servers; once these are stopped, "
+        "set CLUSTERLORA_HOME and CLUSTERLORA_DATABASE_URL as there" in line
+        for line in told
+    )
+    local_services.down(home)
+    assert services_state.load(home).results == {}
+
+
+def test_what_a_server_adds_to_its_environment_reaches_no_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = environments(up(home)[0])["worker-cpu"]
+    state = services_state.load(home)
+    own = {"_MLFLOW_SERVER_FILE_STORE": "sqlite:///mlflow.db", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = processes.environment(state.processes["mlflow-server"]) | own
+    processes.stop(list(state.processes.values()), patience_seconds=0)
+    argv = (*(sys.executable, "-c", PAGE), str(state.ports.mlflow_port))
+    state.processes = {"mlflow-server": processes.start(argv, env=server, folder=home, log_file=home / "mlflow.log")}
+    state.save(home)
+    second, _ = up(home)
+    assert environments(second)["worker-cpu"] == before
+    assert all_fork(second)
+
+
+def test_a_worker_is_replaced_on_its_gpu_though_the_other_shell_does_not_find_the_drivers_tool(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tool = tmp_path / "driver" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-a)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-b)'\n")
+    tool.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    first, _ = up(home)
+    follow(first, monkeypatch)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    processes.stop([first.running["worker-gpu-1"]], patience_seconds=0)
+    second, _ = up(home)
+    assert second.started == ("worker-gpu-1",)
+    assert environments(second)["worker-gpu-1"]["CUDA_VISIBLE_DEVICES"] == "1"
+
+
 @pytest.mark.parametrize(("devices", "n_before", "n_after"), [("", 2, 4), ("", 4, 1), ("0,1,2,3", 2, 4), ("0,1,2,3", 4, 2)])
 def test_another_number_of_workers_gives_all_of_them_their_share(
     home: Path, monkeypatch: pytest.MonkeyPatch, devices: str, n_before: int, n_after: int
@@ -196,6 +290,16 @@ def test_while_a_study_uses_the_workers_all_of_them_stay(home: Path) -> None:
     assert services_state.load(home).workers == 2
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_while_a_study_runs_that_nobody_watches_all_workers_stay(home: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    first, _ = up(home, workers=2)
+    monkeypatch.setattr(local_services, "_unfinished_runs", lambda *_: ("study · left",))
+    second, told = up(home, workers=n)
+    assert second.running == first.running
+    assert "the workers stay as they are for study · left" in told
+    assert services_state.load(home).workers == 2
+
+
 def test_of_a_process_that_has_ended_no_environment_is_told() -> None:
     assert processes.environment(Process(os.getpid(), "another's")) == {}
 
@@ -204,8 +308,13 @@ def test_of_a_process_that_has_ended_no_environment_is_told() -> None:
 def test_a_container_may_use_as_many_cores_as_its_quota_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str | None, n: int
 ) -> None:
-    monkeypatch.setattr(service_specs, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(device, "_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     if written is not None:
         (tmp_path / "cpu.max").write_text(written)
     assert service_specs.usable_cores() == n
+    # Libraries would count all eight.
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with patch.dict(os.environ):
+        device.limit_threads()
+        assert os.environ.get("OMP_NUM_THREADS") == (str(n) if n < 8 else None)

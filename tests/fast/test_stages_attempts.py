@@ -236,6 +236,15 @@ def test_an_attempt_that_lost_a_service_stays_open_and_is_continued(study: Study
     assert [(a.number, a.state) for a in stores.studies.attempts(study.name)] == [(1, "done")]
 
 
+@pytest.mark.parametrize("state", ["running", "failed", "crashed"])
+def test_whoever_sets_more_than_fitted_elsewhere_is_heard_by_a_group_that_began_with_less(study: Study, stores: Stores, state: str) -> None:
+    study = replace(study, recipe=replace(study.recipe, batch_size=16), runtime=replace(study.runtime, micro_batch=4))
+    stores.studies.open_attempt(study.name, Attempt(group="unified", number=1, micro_batch=1, state="running"))
+    if state != "running":
+        stores.studies.close_attempt(study.name, "unified", 1, state=state)
+    assert next_request(study, UNIFIED, stores).micro_batch == 4
+
+
 @pytest.mark.parametrize("state", ["running", "failed", "crashed", "done", "out_of_memory"])
 def test_whoever_lowers_the_micro_batch_is_heard_whatever_became_of_the_last_attempt(study: Study, stores: Stores, state: str) -> None:
     study = replace(study, recipe=replace(study.recipe, batch_size=16))

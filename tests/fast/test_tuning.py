@@ -18,10 +18,10 @@ from clusterlora.planning.ladder import GATED, REFERENCE, rungs
 from clusterlora.planning.recipes import draw_recipes
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.training_groups import trial_groups
-from clusterlora.planning.trials import TrialStep, finished, trial_step
+from clusterlora.planning.trials import Trial, TrialStep, finished, trial_step
 from clusterlora.planning.tuning import chosen, in_turn, left, round_people, rounds_of, with_step
 from clusterlora.planning.work_plan import WorkPlan, work_plan
-from clusterlora.progress.work import train_tokens
+from clusterlora.progress.work import remaining_work, train_tokens
 from clusterlora.recipe import Recipe, problems
 from clusterlora.results.report import _of_first_seed  # pyright: ignore[reportPrivateUsage]
 from clusterlora.results.tuning import cost_sentence, tuning_sentence
@@ -65,6 +65,11 @@ def tuned_to_the_end(state: StudyState) -> StudyState:
         for name, spec in plan.specs.items()
     }
     return replace(state, adapters=tuple(by_key.values()))
+
+
+def own(trial: Trial) -> tuple[AdapterSpec, ...]:
+    """Return the adapters that are trained for a trial, without those that it builds on."""
+    return tuple(spec for spec in trial.plan.adapters if spec.is_trial and (trial.method == REFERENCE or spec.label != REFERENCE))
 
 
 def steps_of(state: StudyState) -> list[TrialStep]:
@@ -121,7 +126,7 @@ def test_tuning_costs_a_method_one_training_per_round(
     cost: dict[str, float] = {}
     for step in steps_of(state):
         for trial in step.trials:
-            tokens = sum(train_tokens(spec, state.dataset.by_id(), PER_TOKEN) for spec in trial.own)
+            tokens = sum(train_tokens(spec, state.dataset.by_id(), PER_TOKEN) for spec in own(trial))
             cost[trial.method] = cost.get(trial.method, 0.0) + tokens / once
     assert set(cost) == {"unified", "cluster", "per_persona", "hybrid", "prefix"}
     # Rounds take whole people, so each may cost a person's training by every recipe more.
@@ -250,8 +255,8 @@ def test_all_trials_of_adapters_of_several_people_have_learnt_from_the_rounds_pe
     for step in steps:
         for trial in step.trials:
             people = {p for p, _ in trial.plan.arms_by_persona}
-            assert trial.own
-            for spec in trial.own:
+            assert own(trial)
+            for spec in own(trial):
                 assert spec.trial == trial.number
                 if spec.scope != "person":
                     assert learnt_from(step.plan, spec.name) <= people
@@ -260,11 +265,19 @@ def test_all_trials_of_adapters_of_several_people_have_learnt_from_the_rounds_pe
                     assert learnt_from(step.plan, spec.name) == set(state.dataset.ids)
     assert warm
     # The start of a first round is a trial of unified that has been trained.
-    keys = {step.plan.keys[spec.name] for step in steps[:1] for trial in step.trials if trial.method == REFERENCE for spec in trial.own}
+    keys = {step.plan.keys[spec.name] for step in steps[:1] for trial in step.trials if trial.method == REFERENCE for spec in own(trial)}
     second = next(step for step in steps if any(trial.method == "cluster" for trial in step.trials))
-    starts = {spec.name for trial in second.trials for spec in trial.plan.adapters if spec not in trial.own and spec.is_trial}
+    starts = {spec.name for trial in second.trials for spec in trial.plan.adapters if spec not in own(trial) and spec.is_trial}
     assert len(starts) == 1
     assert tune != 4 or {second.plan.keys[name] for name in starts} <= keys
+    # What is expected counts it once.
+    counted: set[str] = set()
+    for (expected, _), step in zip(remaining_work(state, PER_TOKEN).tuning, steps, strict=True):
+        trained = {step.plan.keys[spec.name]: spec for spec in step.plan.specs.values() if spec.is_trial}
+        assert sum(expected) == sum(
+            train_tokens(spec, state.dataset.by_id(), PER_TOKEN) for key, spec in trained.items() if key not in counted
+        )
+        counted |= trained.keys()
     sentence = tuning_sentence(tuned_to_the_end(state)) or ""
     assert "adapters of several people, and what these start from, were trained on these alone" in sentence
     assert "hybrid's residuals lie over the study's own unified." in sentence
@@ -273,7 +286,7 @@ def test_all_trials_of_adapters_of_several_people_have_learnt_from_the_rounds_pe
 def test_a_trial_loses_with_what_it_starts_from(tiny_base_folder: Path, tmp_path: Path) -> None:
     state = planned(Study(methods=("unified", "cluster"), tune=4, clustering=ClusteringSettings(k=2)), (8, 9), tiny_base_folder, tmp_path)
     step = steps_of(state)[-1]
-    starts = {spec.name for trial in step.trials for spec in trial.plan.adapters if spec not in trial.own}
+    starts = {spec.name for trial in step.trials for spec in trial.plan.adapters if spec not in own(trial)}
     attempt = Attempt("tuning-2", 1, 8, "done", detail=f"diverged: {', '.join(starts)}")
     warm = {spec.name for spec in step.plan.specs.values() if spec.init_from in starts}
     assert warm
