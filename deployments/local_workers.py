@@ -8,9 +8,7 @@ from deployments import prefect_rest, processes, service_specs
 from deployments.processes import Process
 from deployments.service_specs import ServiceSpec
 from deployments.supervise import is_flow_process
-
-_PAGE = 200
-"""Prefect's limit on the number of objects that one request returns."""
+from deployments.waiting_runs import latest_runs
 
 
 def unfinished_runs(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -19,19 +17,12 @@ def unfinished_runs(environment: Mapping[str, str]) -> tuple[str, ...]:
     Args:
         environment: has the server's address and login.
     """
-    query = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}, "limit": _PAGE}
-    names: dict[str, None] = {}
-    offset, is_last = 0, False
-    # Pages overlap: when runs of one end before the next is read, those behind them move up.
-    while not is_last:
-        try:
-            page = prefect_rest.request("flow_runs/filter", {**query, "offset": offset}, environment=environment, tries=3)
-        except ServiceDown:
-            return ()
-        names.update((run["name"], None) for run in page if run["deployment_id"] and _is_live(run["infrastructure_pid"]))
-        offset += _PAGE // 2
-        is_last = len(page) < _PAGE
-    return tuple(names)
+    query = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}}
+    try:
+        runs = list(latest_runs(query, environment, tries=3))
+    except ServiceDown:
+        return ()
+    return tuple(run["name"] for run in runs if run["deployment_id"] and _is_live(run["infrastructure_pid"]))
 
 
 def _is_live(pid: str | None) -> bool:

@@ -53,7 +53,12 @@ def studies_in_prefect(
     Raises:
         ServiceDown: the server does not answer.
     """
-    parents = {_study_of(run): run for run in latest_runs({"flows": {"name": {"any_": ["study"]}}}, environment)[::-1]}
+    parents: dict[str, Mapping[str, Any]] = {}
+    for run in latest_runs({"flows": {"name": {"any_": ["study"]}}}, environment):
+        if (name := _study_of(run)) in recorded:
+            parents.setdefault(name, run)
+        if len(parents) == len(recorded):
+            break
     return {name: _seen(name, status, parents.get(name), environment, decided_by) for name, status in recorded.items()}
 
 

@@ -73,14 +73,23 @@ def pool_problems(names: Iterable[str], environment: Mapping[str, str]) -> tuple
 
 
 def study_runs(study_name: str, environment: Mapping[str, str], *, states: Sequence[str] = OPEN_STATES) -> Sequence[Mapping[str, Any]]:
-    """Return the latest runs of a study in one of these states, latest first; arguments and errors as `why_waiting`."""
+    """Return the runs of a study in one of these states, latest first; arguments and errors as `why_waiting`."""
     query = {"flow_runs": {"tags": {"all_": [f"study:{study_name}"]}, "state": {"type": {"any_": list(states)}}}}
-    return latest_runs(query, environment)
+    return tuple(latest_runs(query, environment))
 
 
-def latest_runs(query: Mapping[str, Any], environment: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
-    """Return the latest runs that a query finds, latest first; arguments and errors as `why_waiting`."""
-    return _request("flow_runs/filter", {**query, "sort": "EXPECTED_START_TIME_DESC", "limit": MOST_RUNS}, environment)
+def latest_runs(query: Mapping[str, Any], environment: Mapping[str, str], *, tries: int = 1) -> Iterator[Mapping[str, Any]]:
+    """Yield the runs that a query finds, latest first, page by page as they are taken; arguments and errors as `why_waiting`."""
+    known: set[str] = set()
+    offset, is_last = 0, False
+    while not is_last:
+        asked = {**query, "sort": "EXPECTED_START_TIME_DESC", "limit": MOST_RUNS, "offset": offset}
+        page = _request("flow_runs/filter", asked, environment, tries)
+        yield from (run for run in page if run["id"] not in known)
+        known.update(run["id"] for run in page)
+        # Pages overlap: when runs of one end before the next is read, those behind them move up.
+        offset += MOST_RUNS // 2
+        is_last = len(page) < MOST_RUNS
 
 
 def _problems(pool: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[PoolProblem]:
@@ -101,8 +110,8 @@ def _pools(names: set[str], environment: Mapping[str, str]) -> list[Mapping[str,
     return [pool for pool in _request("work_pools/filter", {}, environment) if pool["name"] in names]
 
 
-def _request(path: str, body: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
-    return prefect_rest.request(path, body, environment=environment, tries=1)
+def _request(path: str, body: Mapping[str, Any], environment: Mapping[str, str], tries: int = 1) -> Any:
+    return prefect_rest.request(path, body, environment=environment, tries=tries)
 
 
 def _seconds_late(run: Mapping[str, Any]) -> float:

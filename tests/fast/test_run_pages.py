@@ -10,7 +10,8 @@ from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled
 
-from deployments import local_workers
+from deployments import local_workers, waiting_runs
+from deployments.prefect_status import studies_in_prefect
 from deployments.supervise import crash_dead_runs
 from tasks import outcome, refreshes
 from tasks.run_pages import MOST_RUNS
@@ -71,12 +72,29 @@ def test_a_refresh_beyond_the_first_page_is_found(server: Server, stores: Any) -
     assert refreshes.refresh_under_way("small", stores) == server.runs[-1].name
 
 
-def test_the_services_stay_up_for_a_live_run_behind_a_page_of_dead_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [{"name": f"run {n}", "deployment_id": "study", "infrastructure_pid": str(n)} for n in range(1, N_RUNS + 1)]
+@pytest.fixture
+def paged(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return the runs of a server that answers without Prefect's client, the latest first."""
+    runs: list[dict[str, Any]] = []
 
-    def request(_path: str, body: dict[str, Any], **_options: Any) -> list[dict[str, str]]:
+    def request(path: str, body: dict[str, Any], **_options: Any) -> list[dict[str, Any]]:
+        assert path == "flow_runs/filter"
         return runs[body["offset"] : body["offset"] + body["limit"]]
 
-    monkeypatch.setattr(local_workers.prefect_rest, "request", request)
+    monkeypatch.setattr(waiting_runs.prefect_rest, "request", request)
+    return runs
+
+
+def test_the_services_stay_up_for_a_live_run_behind_a_page_of_dead_ones(
+    paged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paged += [{"id": n, "name": f"run {n}", "deployment_id": "study", "infrastructure_pid": str(n)} for n in range(1, N_RUNS + 1)]
     monkeypatch.setattr(local_workers, "is_flow_process", lambda pid: pid == N_RUNS)
     assert local_workers.unfinished_runs({}) == (f"run {N_RUNS}",)
+
+
+def test_a_study_that_waits_is_found_behind_a_page_of_later_ones(paged: list[dict[str, Any]]) -> None:
+    paged += [{"id": n, "tags": [f"study:null-{n}"], "parameters": {}, "state_type": "COMPLETED"} for n in range(2, N_RUNS + 1)]
+    paged.append({"id": 1, "tags": ["study:mine"], "parameters": {}, "state_type": "PAUSED"})
+    seen = studies_in_prefect({"mine": "running", "null-7": "finished"}, {}, decided_by=lambda _: None)
+    assert {name: one.status for name, one in seen.items()} == {"mine": "waits for a decision", "null-7": "finished"}

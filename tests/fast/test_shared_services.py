@@ -89,7 +89,7 @@ def test_a_run_that_no_command_follows_keeps_the_servers_up_until_its_process_en
     process = processes.start(argv, env=os.environ, folder=tmp_path, log_file=tmp_path / "run.log")
     with shells(home, 1) as (one,):
         one.does("up", user="study one")
-        run = {"name": "study · left", "infrastructure_pid": str(process.pid), "deployment_id": "x"}
+        run = {"id": "1", "name": "study · left", "infrastructure_pid": str(process.pid), "deployment_id": "x"}
         runs_file(home).write_text(json.dumps([run]))
         assert one.does("release") == ([], ["the servers stay up for study · left"])
         processes.stop([process])
