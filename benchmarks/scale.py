@@ -80,24 +80,22 @@ def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     if sum(not study.get("busy") for study in studies) < 2:
         return []
     quiet, sizes = [study for study in studies if not study.get("busy")], [study["people"] for study in studies]
-    last = quiet[-1]
-    rows = [
-        (
-            phase,
-            *(f"{1000 * study['seconds'][phase] / study['people']:,.1f}" for study in studies),
-            f"{slope:.2f}",
-            f"{last['seconds'][phase] / last['people'] * MILLION / 3600:,.1f}",
-        )
-        for phase, slope in exponents(quiet).items()
-    ]
+    rows: list[tuple[str, ...]] = []
+    for phase in exponents(quiet):
+        whole = [study for study in quiet if not _is_cut(study, phase)]
+        each = [1000 * study["seconds"][phase] / study["people"] for study in studies]
+        cells = [f"{ms:,.1f}{' †' if _is_cut(study, phase) else ''}" for ms, study in zip(each, studies, strict=True)]
+        hours = whole[-1]["seconds"][phase] / whole[-1]["people"] * MILLION / 3600
+        rows.append((phase, *cells, f"{exponents(whole)[phase]:.2f}", f"{hours:,.1f}"))
     missing = [f"{n:,}" for n in STUDY_SIZES if n not in sizes]
     revisions = sorted({str(study["revision"])[:7] for study in studies})
     not_run = f"Not run to the end for this page: studies of {' and '.join(missing)} people." if missing else ""
+    n_each = studies[-1]["dialogues"] / studies[-1]["people"]
     sizes_in_words = " and ".join(filter(None, (", ".join(f"{n:,}" for n in sizes[:-1]), f"{sizes[-1]:,}")))
     return [
         "## A study, phase by phase",
         "",
-        f"Studies of {sizes_in_words} people with {last['dialogues'] / last['people']:.0f} dialogues each, otherwise alike, read by",
+        f"Studies of {sizes_in_words} people with {n_each:.0f} dialogues each, otherwise alike, read by",
         f"`python -m benchmarks.studies` (revision {', '.join(revisions)}): milliseconds of work per person, over all workers,",
         "by the clock of an otherwise idle machine. The exponent is the slope of the logarithm of a phase's seconds over that of the",
         "people: 1 is linear, and what costs the same at every size has less. The last column is a million people at the cost per",
@@ -116,6 +114,11 @@ def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         *_totals(studies),
     ]
+
+
+def _is_cut(study: Mapping[str, Any], phase: str) -> bool:
+    """Return whether some of a phase's seconds are lost: a run that was killed has recorded none of its own."""
+    return phase == "train" and "killed_after" in study
 
 
 def _beside(studies: Sequence[Mapping[str, Any]]) -> str:
@@ -144,7 +147,8 @@ def _killed(study: Mapping[str, Any]) -> list[str]:
     return [
         f"{minutes} minutes into the study of {people} people the workers that train, and a run that trained, were killed with SIGKILL.",
         "Nobody did anything: other workers were started, and the run was tried again from its last checkpoint. The minutes are with what",
-        "this cost.",
+        "this cost; † is without the seconds of what was killed, which nobody recorded, and counts neither in the exponent nor for a",
+        "million.",
         "",
     ]
 

@@ -181,6 +181,25 @@ def test_the_exponent_of_a_phase_is_the_slope_of_its_seconds_over_people() -> No
     assert scale.study_lines(studies[:1]) == []
 
 
+def test_what_was_killed_has_lost_seconds_which_count_neither_in_the_exponent_nor_for_a_million() -> None:
+    studies: list[dict[str, Any]] = [
+        {
+            "people": n,
+            "dialogues": 10 * n,
+            "revision": "abcdef012",
+            "seconds": {"prepare": n / 100, "train": n / 10},
+            "most_gb": 1.0,
+            "minutes": 2.0,
+        }
+        for n in (200, 1000, 10_000)
+    ]
+    studies[-1] = {**studies[-1], "seconds": {"prepare": 100.0, "train": 50.0}, "killed_after": 12.0}
+    lines = "\n".join(scale.study_lines(studies))
+    assert "| prepare | 10.0 | 10.0 | 10.0 | 1.00 | 2.8 |" in lines
+    assert "| train | 100.0 | 100.0 | 5.0 † | 1.00 | 27.8 |" in lines
+    assert "12 minutes into the study of 10,000 people the workers that train" in lines
+
+
 def test_finished_studies_are_read_from_their_databases(tmp_path: Path) -> None:
     for name, n in (("large", 30), ("small", 10)):
         store = SqlStudyStore(f"sqlite:///{tmp_path / name}.db")
