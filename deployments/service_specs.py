@@ -140,7 +140,7 @@ _OF_SERVERS = frozenset(
         *("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", *_SELDOM),
     }
 )
-"""Variables that servers have beside those of the shell and of all clients; MLflow's adds some of its own, named `_MLFLOW...`."""
+"""Variables that servers have beside those of the shell and of all clients."""
 
 
 def servers(home: Path, addresses: Addresses, environment: Mapping[str, str] = os.environ) -> tuple[ServiceSpec, ServiceSpec]:
@@ -247,9 +247,7 @@ def without_own(service: str, environment: Mapping[str, str], *, keeps_devices: 
     Args:
         keeps_devices: its devices and threads are those of the shell that started it, not its own; else this process's take their place.
     """
-    own = dict(environment)
-    if service in SERVERS:
-        own = {name: value for name, value in own.items() if name not in _OF_SERVERS and not name.startswith("_MLFLOW")}
+    own = {name: value for name, value in environment.items() if not (service in SERVERS and name in _OF_SERVERS)}
     if keeps_devices:
         return own
     devices = {name: os.environ[name] for name in (DEVICES_VARIABLE, THREADS_VARIABLE) if name in os.environ}

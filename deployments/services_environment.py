@@ -26,13 +26,19 @@ def of_services(running: Mapping[str, Process]) -> Mapping[str, str] | None:
         environment = processes.environment(running[name])
         # Every service has it; a process may have written its title over the others.
         if HOME_VARIABLE in environment:
-            return service_specs.without_own(name, environment, keeps_devices=name in _TOLD_BY)
+            return _without_mlflows(service_specs.without_own(name, environment, keeps_devices=name in _TOLD_BY))
     return None
 
 
 def of_client(results: Mapping[str, str]) -> Mapping[str, str]:
     """Return the environment of this process with the results of the services, unless it names another folder or database."""
-    return {**os.environ, **results} if named_results().items() <= results.items() else os.environ
+    own = _without_mlflows(os.environ)
+    return {**own, **results} if named_results().items() <= results.items() else own
+
+
+def _without_mlflows(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment without what MLflow adds to that of every process that imports it, and more to that of its server."""
+    return {name: value for name, value in environment.items() if not name.startswith("_MLFLOW")}
 
 
 def refuse_other_results(results: Mapping[str, str]) -> None:

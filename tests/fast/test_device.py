@@ -104,7 +104,7 @@ def test_a_worker_that_was_given_a_gpu_refuses_to_work_without_it(given: str, tm
         work.fn()
     (line,) = str(refusal.value).splitlines()
     assert line.startswith(f"CUDA_VISIBLE_DEVICES = '{given}' gives this process a GPU, and PyTorch sees none")
-    assert line.endswith("set it to nothing (CUDA_VISIBLE_DEVICES=); workers that run keep theirs until `clusterlora down`")
+    assert line.endswith("start the command, or after `clusterlora down` its workers, with CUDA_VISIBLE_DEVICES= (nothing)")
     assert worked == []
     seen_by_pytorch(monkeypatch, gpu=True)
     work.fn()

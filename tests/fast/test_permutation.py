@@ -323,7 +323,7 @@ def test_the_command_runs_every_null_prints_the_rate_and_says_which_one_did_not_
     assert note in CliRunner().invoke(study_cli.study, without).stderr
     assert note not in CliRunner().invoke(study_cli.study, [*without, "--controls"]).stderr
     without = [*asked, "--set", 'methods=["unified","hybrid"]', "--controls"]
-    note = "whatever it finds; in methods, add cluster and random_cluster or per_persona and swapped_persona"
+    note = "whatever it finds; in methods, add per_persona and swapped_persona or cluster and random_cluster"
     assert note in CliRunner().invoke(study_cli.study, without).stderr
     completes = False
     ended = CliRunner().invoke(study_cli.study, asked)

@@ -150,10 +150,10 @@ def test_champion_and_challenger_are_compared_on_new_items_with_the_old_ones_bes
     assert "No verdict, as " in summary
     recorded = json.loads((stores.folder(study.name) / "results" / "summary.json").read_text())
     assert recorded["champion"] == "last_champion"
-    assert recorded["claims_personalisation"] is False
     assert {method["outcome"] for method in recorded["methods"]} == {None, "too few"}
     assert state.outcome is not None
     assert state.outcome.reference == "last_champion"
+    assert not state.outcome.claims_personalisation
     on_test = [line for line in against_unified(state) if line.startswith("on test")]
     assert on_test
     assert all(" against last_champion [" in line for line in on_test)

@@ -72,23 +72,23 @@ def own(trial: Trial) -> tuple[AdapterSpec, ...]:
     return tuple(spec for spec in trial.plan.adapters if spec.is_trial and (trial.method == REFERENCE or spec.label != REFERENCE))
 
 
-def steps_of(state: StudyState) -> list[TrialStep]:
-    """Return the steps of a whole tuning in which the recipes that were drawn last are the best."""
+def steps_of(state: StudyState, *, first_is_best: bool = False) -> list[TrialStep]:
+    """Return the steps of a whole tuning in which the recipes that were drawn last, or those that were drawn first, are the best."""
     steps: list[TrialStep] = []
     while step := trial_step(state, in_turn(state, whole=True)):
         steps.append(step)
         assert state.tuning is not None
-        state = replace(state, tuning=with_step(state.tuning, rounds(step)))
+        state = replace(state, tuning=with_step(state.tuning, rounds(step, 1.0 if first_is_best else -1.0)))
     return steps
 
 
-def rounds(step: TrialStep) -> list[TuningRound]:
+def rounds(step: TrialStep, per_number: float = -1.0) -> list[TuningRound]:
     methods = dict.fromkeys(trial.method for trial in step.trials)
     return [
         TuningRound(
             method,
             len(next(t for t in step.trials if t.method == method).plan.arms_by_persona),
-            tuple((t.number, 100.0 - t.number) for t in step.trials if t.method == method),
+            tuple((t.number, 100.0 + per_number * t.number) for t in step.trials if t.method == method),
         )
         for method in methods
     ]
@@ -272,7 +272,8 @@ def test_all_trials_of_adapters_of_several_people_have_learnt_from_the_rounds_pe
     assert tune != 4 or {second.plan.keys[name] for name in starts} <= keys
     # What is expected counts it once.
     counted: set[str] = set()
-    for (expected, _), step in zip(remaining_work(state, PER_TOKEN).tuning, steps, strict=True):
+    foreseen = steps_of(state, first_is_best=True)
+    for (expected, _), step in zip(remaining_work(state, PER_TOKEN).tuning, foreseen, strict=True):
         trained = {step.plan.keys[spec.name]: spec for spec in step.plan.specs.values() if spec.is_trial}
         assert sum(expected) == sum(
             train_tokens(spec, state.dataset.by_id(), PER_TOKEN) for key, spec in trained.items() if key not in counted
