@@ -181,7 +181,7 @@ def setting(study: Study, stores: Stores, n_seeds: int) -> Iterator[str]:
     yield f"- {len(dataset.personas)} people, {source}; dialogues each: {dialogues_each(dataset)}"
     trainings = "one training" if n_seeds == 1 else f"{n_seeds} trainings"
     tuning = stores.studies.metadata(study.name, Tuning)
-    tuned = f"its own recipe, the first of {len(tuning.recipes)} that every method tried: " if tuning else ""
+    tuned = f"its own recipe, the first of {len(tuning.recipes)} that methods tried: " if tuning else ""
     yield (
         f"- base model {cell(str(study.model.base))}; {tuned}rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, "
         f"batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}; {trainings} of every adapter"
@@ -198,13 +198,14 @@ def gate(study: Study, stores: Stores) -> str:
     state = read_state(study.name, stores)
     verdicts = state.verdicts
     if not verdicts:
-        return f"{_no_gate(state)}\n"
+        return f"{_no_gate(study, state)}\n"
     return "\n".join(verdict_markdown(verdict).replace("## Gate", "#### Gate", 1) for verdict in verdicts)
 
 
-def _no_gate(state: StudyState) -> str:
+def _no_gate(study: Study, state: StudyState) -> str:
     """Return why nothing was judged."""
-    if GATED not in state.settings.methods:
+    # The state has no methods that need clusters where none were found.
+    if GATED not in study.methods:
         return f"There is no gate: the study does not compare {GATED}, which it judges."
     if gated(state) or state.clustering is None:
         return "No gate was judged: the steps were run one by one."

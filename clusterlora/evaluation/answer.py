@@ -103,10 +103,9 @@ class Answerer:
         keys = sorted({request.composition_key for request in requests})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
         slots = [slot_by_key[request.composition_key] for request in requests]
-        embeds, answers = any(METRICS[name].embeds for name in metrics), dict[int, Answer]()
+        answers = dict[int, Answer]()
 
-        def score(replies: Sequence[_Reply]) -> None:
-            scored = self._scored(requests, replies, metrics)
+        def take(replies: Sequence[_Reply], scored: Sequence[Answer]) -> None:
             answers.update(zip((reply.number for reply in replies), scored, strict=True))
             on_scored(scored)
 
@@ -116,16 +115,18 @@ class Answerer:
             for reply in (self._label_replies if scores_labels(metrics) else self._replies)(backend, requests, slots, metrics):
                 batch.append(reply)
                 if len(batch) == ANSWERS_PER_BATCH:
-                    if not embeds or self._embed(requests, batch):
-                        score(batch)
-                    else:
+                    # Where one batch does not fit beside what generates, others do not.
+                    scored = None if left else self._scored_if_it_fits(requests, batch, metrics)
+                    if scored is None:
                         left += batch
+                    else:
+                        take(batch, scored)
                     batch = []
                 run_log.advance(1)
         finally:
             backend.close()
         if left := sorted((*left, *batch), key=lambda reply: reply.number):
-            score(left)
+            take(left, self._scored(requests, left, metrics))
         return [answers[number] for number in range(len(requests))]
 
     def _scored(self, requests: Sequence[AnswerRequest], replies: Sequence[_Reply], metrics: Sequence[str]) -> list[Answer]:
@@ -187,13 +188,14 @@ class Answerer:
             nll = scores.mean_nll(requests[number].item.reference)
             yield _Reply(number, scores.likeliest, nll, scores.turns[0], label_probabilities=scores.probabilities)
 
-    def _embed(self, requests: Sequence[AnswerRequest], replies: Sequence[_Reply]) -> bool:
-        """Fill the embedder's cache, from which metrics take answers and references; return whether there was memory for it."""
+    def _scored_if_it_fits(
+        self, requests: Sequence[AnswerRequest], replies: Sequence[_Reply], metrics: Sequence[str]
+    ) -> Sequence[Answer] | None:
+        """Return the replies with their scores; None without memory for the embeddings that these take."""
         try:
-            self._embedder.encode([text for reply in replies for text in (reply.text, requests[reply.number].item.reference)])
+            return self._scored(requests, replies, metrics)
         except (RuntimeError, MemoryError) as error:
             if not is_allocation_failure(error):
                 raise
-            log.warning("no memory to embed answers while others are generated; they are embedded afterwards")
-            return False
-        return True
+            log.warning("no memory to score answers while others are generated; they are scored afterwards")
+            return None

@@ -182,14 +182,19 @@ def diverged(attempts: Iterable[Attempt]) -> frozenset[str]:
 
 
 def finished(state: StudyState, plan: WorkPlan) -> set[str]:
-    """Return the adapters of a plan that need no training: those that are trained, and trials that diverged or build on one that did."""
+    """Return the adapters of a plan that need no training: those that are trained, and trials that are lost."""
+    return lost_trials(state, plan).union(trained_adapters(state, plan))
+
+
+def lost_trials(state: StudyState, plan: WorkPlan) -> set[str]:
+    """Return the trials of a plan that diverged or build on one that did."""
     # Two names may stand for one set of weights.
     keys = {plan.keys[name] for name in diverged(state.attempts) if name in plan.keys}
     lost: set[str] = set()
     for name in plan.with_needs(plan.specs):
         if plan.keys[name] in keys or lost.intersection(plan.specs[name].needs):
             lost.add(name)
-    return lost.union(trained_adapters(state, plan))
+    return lost
 
 
 def check_tuned(state: StudyState, group: TrainingGroup) -> None:

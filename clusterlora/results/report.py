@@ -130,7 +130,7 @@ def _settings(state: StudyState, plan: WorkPlan, comparison: Comparison) -> Iter
     yield f"{own}recipe", f"rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}"
     yield f"{own}learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
     if state.tuning:
-        yield "recipes tried", f"{len(state.tuning.recipes)}, the study's own first; every method is trained by the best for it"
+        yield "recipes tried", f"{len(state.tuning.recipes)}, the study's own first; a method that is tuned is trained by the best for it"
     if GATED in study.methods:
         yield "clusters start from", plan.cluster_init
         of_own = f"own, the recipe that was chosen for {GATED}" if state.tuning else "own, the recipe above"

@@ -77,7 +77,8 @@ def _people_sentence(state: StudyState) -> str:
     words = f"A round was tried on {how_many} of {counted(total, 'person').replace('persons', 'people')}"
     if fewest == total:
         return f"{words}."
-    under = "; hybrid's residuals lie over the study's own unified" if "hybrid" in tuned_methods(planned_methods(state)) else ""
+    methods = {one.method for step in state.tuning.steps for one in step} if state.tuning else set[str]()
+    under = "; hybrid's residuals lie over the study's own unified" if "hybrid" in methods else ""
     return f"{words}; adapters of several people, and what these start from, were trained on these alone, fewer than the study's{under}."
 
 

@@ -21,7 +21,7 @@ from clusterlora.errors import BadData, OutOfMemory, ServiceDown, TrainingDiverg
 from clusterlora.models.base import base_revision
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.study_state import StudyState, read_state
-from clusterlora.planning.trials import DIVERGED, check_tuned, plan_of
+from clusterlora.planning.trials import DIVERGED, check_tuned, lost_trials, plan_of
 from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
@@ -87,7 +87,9 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
     """Return how many adapters were trained, and the trials whose training diverged."""
     study, group, micro_batch = state.settings, request.group, request.micro_batch
     plan = plan_of(state, group.rung, group.step)
-    specs = [plan.specs[name] for name in group.adapters if not _reuse(study, plan, name, stores)]
+    # A step's waves are planned before the first is trained: what a later one builds on may have diverged since.
+    lost = lost_trials(state, plan) if group.step else frozenset[str]()
+    specs = [plan.specs[name] for name in group.adapters if name not in lost and not _reuse(study, plan, name, stores)]
     if not specs:
         return 0, ()
     trained_by = plan.trained_by()
@@ -124,7 +126,7 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
                     run_log.note(f"{result.name}: the train loss did not fall; the adapter has learned nothing")
                 run_log.note(f"{result.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
 
-            lost: tuple[str, ...] = ()
+            diverged: tuple[str, ...] = ()
             try:
                 with Keeper(study, run, stores) as keeper:
                     train_adapters(
@@ -142,13 +144,13 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
             except TrainingDiverged as error:
                 if not all(plan.specs[name].is_trial for name in error.adapters):
                     raise
-                lost = error.adapters
+                diverged = error.adapters
                 run_log.note(f"{error}; as trials they have lost")
             results.sort(key=lambda result: group.adapters.index(result.name))
             samples.at_end({result.name: result.epochs for result in results}, group=group.name)
         if results:
             _log_curves(run, plan, results, device_use("train", time.monotonic() - began, energy, work.train_tokens), study)
-    return len(results), lost
+    return len(results), diverged
 
 
 def _common(specs: Sequence[AdapterSpec]) -> dict[str, object]:

@@ -27,11 +27,12 @@ from clusterlora.errors import BadData, OutOfMemory
 from clusterlora.evaluation import answer
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.select import select_arm
+from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
 from clusterlora.settings import PreparedEvaluation, PreparedModel
-from clusterlora.values import Answer, Item, Turn, WeightedAdapter
+from clusterlora.values import Answer, Dialogue, Item, Persona, Turn, WeightedAdapter
 from tests.fast.test_labels import NoEmbedder
 
 pytestmark = pytest.mark.numeric
@@ -295,7 +296,7 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
     assert happened == 4 * ["answered"]
     happened.clear()
     answerer.answer(tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=Log())
-    assert happened == 2 * ["answered", "embedded 4", "embedded 4", "answered"], "the metric asks again for what is in the embedder's cache"
+    assert happened == 2 * ["answered", "embedded 4", "answered"]
 
 
 @pytest.mark.parametrize(("metric", "labels"), [("rouge_l", ()), ("accuracy", ("no", "yes"))])
@@ -356,10 +357,46 @@ def test_answering_that_runs_out_of_memory_goes_on_with_half_the_batch_and_remem
     assert tried == [8, 4, 2, 2]
     assert log.n == 2 * len(tasks), "what is answered is not answered again"
     assert "ran out of memory at evaluation.batch_size 8" in caplog.text
-    assert "no memory to embed answers while others are generated; they are embedded afterwards" in caplog.text
+    assert "no memory to score answers while others are generated; they are scored afterwards" in caplog.text
     monkeypatch.setattr(inference_backends.DecoderInference, "reply", lambda *_, **__: iter([torch.empty(1 << 60, dtype=torch.uint8)]))
     with pytest.raises(OutOfMemory, match=r"answering ran out of memory at evaluation.batch_size 1, .*; lower max_length"):
         answerer.answer(tasks, {"s": Weights()}, metrics=("nll",), run_log=log)
+
+
+def test_a_metric_that_embeds_everybodys_train_answers_does_so_afterwards_where_they_do_not_fit_beside_the_model(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_open: list[bool] = [False]
+
+    def opened(*given: Any) -> InferenceBackend:
+        backend = inference_backend(*given)
+        close = backend.close
+
+        def closed() -> None:
+            is_open[0] = False
+            close()
+
+        is_open[0] = True
+        monkeypatch.setattr(backend, "close", closed)
+        return backend
+
+    class Embeds:
+        name = revision = "afterwards"
+
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            if is_open[0]:
+                raise MemoryError("std::bad_alloc")
+            return np.random.default_rng(0).normal(size=(len(texts), 4))
+
+    monkeypatch.setattr(answer, "inference_backend", opened)
+    monkeypatch.setattr(answer, "ANSWERS_PER_BATCH", 2)
+    dialogues = [Dialogue(f"d{n}", (Turn("user", "ask"), Turn("assistant", f"so {n}")), split="train") for n in range(4)]
+    learnt = TrainResponses([Persona(p, None, tuple(dialogues)) for p in ("p", "q")])
+    tasks = [AnswerRequest("s", Item(str(n), "p", "test", (Turn("user", "ask"),), f"yes {n}")) for n in range(4)]
+    answerer = Answerer(base, Embeds(), PreparedEvaluation(max_new_tokens=4), PreparedModel(max_length=64), train=learnt)
+    answers = answerer.answer(tasks, {"s": Weights()}, metrics=("persona_accuracy", "nll"), run_log=SilentLog())
+    assert [one.item_id for one in answers] == ["0", "1", "2", "3"]
+    assert caplog.text.count("they are scored afterwards") == 1
 
 
 def test_an_arm_is_chosen_only_when_it_gains_more_than_the_margin() -> None:

@@ -127,6 +127,7 @@ FEW = DataSettings(train=3, val=2, test=2)
         ((3, 4, 5), ("unified", "cluster"), "There is no gate, and all clusters are trained: the largest has 5 people"),
         ((3, 9), ("unified", "hybrid"), "There is no gate: the study does not compare cluster, which it judges."),
         ((3, 9), ("unified", "cluster"), "No gate was judged: the steps were run one by one."),
+        ((12,), ("unified", "cluster"), "There is no gate"),
     ],
 )
 def test_the_page_says_why_there_is_no_verdict_of_the_gate(
@@ -161,7 +162,7 @@ def test_the_settings_of_a_cut_and_tuned_study_are_those_that_were_used(stores: 
     stores.studies.save_metadata("small", Tuning(draw_recipes(study, study.recipe.target_modules)))
     page = page_of(stores, tmp_path)
     assert "dialogues each: 6 train, 2 val, 2 test" in page
-    assert "; its own recipe, the first of 4 that every method tried: rank 8, alpha 16" in page
+    assert "; its own recipe, the first of 4 that methods tried: rank 8, alpha 16" in page
     assert "; one training of every adapter" in page, "one was compared"
 
 

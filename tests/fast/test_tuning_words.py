@@ -80,7 +80,7 @@ def test_the_report_calls_the_studys_recipe_its_own_where_each_method_is_trained
     tuned, untuned = (dict(settings_of(one, work_plan(one), comparison)) for one in (state, replace(state, tuning=None)))
     assert tuned["own recipe"] == untuned["recipe"]
     assert "recipe" not in tuned
-    assert tuned["recipes tried"] == "4, the study's own first; every method is trained by the best for it"
+    assert tuned["recipes tried"] == "4, the study's own first; a method that is tuned is trained by the best for it"
     rung = "rung of the gate's ladder"
     assert (tuned[rung], untuned[rung]) == ("own, the recipe that was chosen for cluster", "own, the recipe above")
     assert tuned["dialogues per persona"] == "30 train, 10 val, 1 test"
