@@ -47,7 +47,7 @@ test-all:  ## every test: those, and browsers, other hosts, PostgreSQL, broken s
 # are the kernels of a processor without AVX-512. Two processes with two threads each share two cores: threads that spin for each other
 # would take minutes for seconds.
 test-numeric: $(INSTALLED)  ## tests that floating-point kernels could decide, with those of an older processor
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive OPENBLAS_THREAD_TIMEOUT=4 \
 	  $(PYTEST) -m "numeric and (fast or whole)"
 
 test-rounding: $(INSTALLED)  ## those of make test with the rounding of a processor that nobody has, 20 minutes

@@ -140,7 +140,7 @@ def permuted(name: str, stores: Stores) -> str:
     exists = name in {known for known, _, _ in stores.studies.studies()}
     own = stores.studies.metadata(name, ComparisonSummary) if exists else None
     beside = [] if own is None else [_unpermuted(own)]
-    before = f"Studies{version(first.name, stores)}, of which the first was as follows before everybody's dialogues were exchanged:\n"
+    before = f"Studies{version(first.name, stores)}, with everybody's dialogues exchanged. The first of them, its data as before that:\n"
     return "\n".join((f"## {name}: nothing is personal\n", before, "\n".join(setting(first, stores, first.seeds)) + "\n", *beside, rate))
 
 
