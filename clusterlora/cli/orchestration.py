@@ -55,10 +55,12 @@ def use_local_services(*, keep_up: bool = False) -> None:
     environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("service_specs").results_home())}
     for address, prefix in (("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"), ("PREFECT_API_URL", "PREFECT_API_")):
         # The local passwords are not sent to another server.
-        if (os.environ.get(address) or environment.get(address)) != environment.get(address):
+        if os.environ.get(address, environment.get(address)) != environment.get(address):
             environment = {name: value for name, value in environment.items() if not name.startswith(prefix)}
-    # A variable that is set to nothing is as one that is not.
-    os.environ.update({name: value for name, value in environment.items() if not os.environ.get(name)})
+    for name, value in environment.items():
+        # Folder and database that are set to nothing are as if they were not; an address that is names no server.
+        if name not in os.environ or (name.startswith("CLUSTERLORA_") and not os.environ[name]):
+            os.environ[name] = value
 
 
 def in_prefect(recorded: Mapping[str, str]) -> dict[str, Any]:

@@ -217,8 +217,7 @@ def test_a_trial_that_diverges_loses_and_is_not_tried_again(tuned: Study, stores
 def test_what_builds_on_a_trial_that_diverged_in_an_earlier_wave_of_its_step_is_not_trained(tiny_base_folder: Path, stores: Stores) -> None:
     study = replace(seven_people(tiny_base_folder), methods=("unified", "cluster"), tune=8)
     begin(study, stores)
-    starts: list[str] = []
-    while not starts:
+    while True:
         state = state_of(study, stores)
         step = trial_step(state, in_turn(state, whole=True))
         assert step is not None
