@@ -82,7 +82,9 @@ def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     quiet, sizes = [study for study in studies if not study.get("busy")], [study["people"] for study in studies]
     rows: list[tuple[str, ...]] = []
     for phase in exponents(quiet):
-        whole = [study for study in quiet if not _is_cut(study, phase)]
+        # With one alone there is no slope: then what was killed counts, too.
+        uncut = [study for study in quiet if not _is_cut(study, phase)]
+        whole = uncut if len(uncut) > 1 else quiet
         each = [1000 * study["seconds"][phase] / study["people"] for study in studies]
         cells = [f"{ms:,.1f}{' †' if _is_cut(study, phase) else ''}" for ms, study in zip(each, studies, strict=True)]
         hours = whole[-1]["seconds"][phase] / whole[-1]["people"] * MILLION / 3600

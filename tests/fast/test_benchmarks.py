@@ -198,6 +198,7 @@ def test_what_was_killed_has_lost_seconds_which_count_neither_in_the_exponent_no
     lines = "\n".join(scale.study_lines(studies))
     assert "| prepare | 10.0 | 10.0 | 10.0 | 1.00 | 2.8 |" in lines
     assert "| train | 100.0 | 100.0 | 5.0 † | 1.00 | 27.8 |" in lines
+    assert "| train | 100.0 | 5.0 † | 0.23 | 1.4 |" in "\n".join(scale.study_lines(studies[::2]))
     assert "12 minutes into the study of 10,000 people the workers that train" in lines
 
 
