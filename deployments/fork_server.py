@@ -12,6 +12,7 @@ so that a run reads its current code, and a run reads Prefect's settings anew.
 import ctypes
 import gc
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -67,7 +68,7 @@ class ForkRequest:
 def main(argv: Sequence[str]) -> None:
     """Listen, or run the module that `argv` names."""
     if not argv:
-        _run(listen(Path(os.environ[SOCKET_VARIABLE])))
+        _run(listen(Path(os.environ[SOCKET_VARIABLE]), can_be_preloaded()))
     else:
         status = run_forked(ForkRequest(tuple(argv), dict(os.environ), str(Path.cwd())))
         if status is None:
@@ -93,6 +94,15 @@ def run_forked(request: ForkRequest) -> int | None:
         status = _read(connection, _LENGTH_BYTES)
     # No status: the process that watches the run is gone, and the run with it.
     return int.from_bytes(status) if status else signal.SIGKILL
+
+
+def can_be_preloaded() -> list[str]:
+    """Return what is imported before any fork.
+
+    Where bitsandbytes is installed, PEFT imports it, and that initialises CUDA, which no fork could use then. sentence-transformers imports
+    PEFT, so every run does it itself there.
+    """
+    return [module for module in PRELOADED if module != "sentence_transformers" or importlib.util.find_spec("bitsandbytes") is None]
 
 
 def _accepted(connection: socket.socket, path: Path, request: ForkRequest) -> bool:
@@ -122,8 +132,8 @@ def _held(numbers: Collection[signal.Signals]) -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def listen(path: Path, preloaded: Sequence[str] = PRELOADED) -> ForkRequest:
-    """Fork once per request; return the request in the fork. The listening process itself never returns."""
+def listen(path: Path, preloaded: Sequence[str]) -> ForkRequest:
+    """Fork once per request; return the request in the fork, which finds these modules imported. The listener never returns."""
     environment = _shared(os.environ)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)

@@ -1,5 +1,7 @@
 """A base that bitsandbytes holds in 4 or 8 bits: adapters and answers are those of PEFT with bitsandbytes."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -29,6 +31,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import Quantisation
 from clusterlora.stages.evaluate import evaluate
+from deployments.fork_server import PRELOADED
 from tests.fixtures.families import ALL, RECIPE, TINY, Tiny, difference, jobs, sequences
 from tests.fixtures.pretended_device import ELSEWHERE, pretended_device
 from tests.fixtures.stages import LOG, rows_of, study_of_five, train_named
@@ -264,3 +267,18 @@ def test_a_study_on_a_quantised_base_trains_and_answers_with_it(tiny_base_folder
     assert len(nlls["none"]) == len(nlls["nf4"])
     differences = [abs(one - other) for one, other in zip(*nlls.values(), strict=True)]
     assert sum(differences) / len(differences) > 0.01, "trained or answered on the base as it was"
+
+
+def test_runs_are_forked_beside_bitsandbytes_which_initialises_cuda_when_it_is_imported() -> None:
+    script = """
+import importlib, os
+from deployments.fork_server import _has_initialised_cuda, can_be_preloaded
+
+for module in can_be_preloaded():
+    importlib.import_module(module)
+if (fork := os.fork()) == 0:
+    os._exit(_has_initialised_cuda())
+print(len(can_be_preloaded()), os.waitpid(fork, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{len(PRELOADED) - 1} 0\n", done.stderr
