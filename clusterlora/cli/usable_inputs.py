@@ -18,7 +18,6 @@ def with_usable_inputs(study: "Study") -> "Study":
     from clusterlora.models.base import BASE_MODELS, base_revision
     from clusterlora.models.embedding import embedding_folder
     from clusterlora.settings import chosen_base
-    from clusterlora.stages.pairwise import preferences_of_people
 
     stores = open_local_stores()
     study = with_base(study, stores)
@@ -29,7 +28,7 @@ def with_usable_inputs(study: "Study") -> "Study":
     if study.data.path is None and chosen_base(study) in BASE_MODELS and _fits_as_it_comes(study):
         base_revision(chosen_base(study))
         embedding_folder(study.model.embedding)
-        preferences_of_people(study)
+        _refuse_unusable_preferences(study)
         return study
     # The base and the data are read again where they are used; this command then waits, for hours.
     in_child(lambda: _refuse_unusable(study), doing="checking data and base model")
@@ -54,14 +53,21 @@ def _refuse_unusable(study: "Study") -> None:
     from clusterlora.models.embedding import refuse_unusable_embedder
     from clusterlora.stages.base_checks import fitted_dataset
     from clusterlora.stages.model_fit import refuse_misfits
-    from clusterlora.stages.pairwise import preferences_of_people
     from clusterlora.stages.prepare import as_prepared, stored_study
 
     stores = open_local_stores()
-    preferences_of_people(study)
+    _refuse_unusable_preferences(study)
     settings, base = as_prepared(study, stores)
     refuse_unusable_embedder(settings.model.embedding)
     dataset, _ = fitted_dataset(settings, base.tokenizer)
     if stored_study(study.name, stores) is None:
         with console_log() as log:
             refuse_misfits(settings, base, dataset.personas, log)
+
+
+def _refuse_unusable_preferences(study: "Study") -> None:
+    if study.judge.preferences is not None:
+        # Its statistics take half a second to import.
+        from clusterlora.stages.pairwise import preferences_of_people
+
+        preferences_of_people(study)
