@@ -88,6 +88,11 @@ class JudgeQuality:
     n_human_undecided: int = 0
     agreement: int | None = None
 
+    @property
+    def tells(self) -> bool:
+        """Whether it judged at least half of the pairs alike in both orders; the others score as if their answers were equal."""
+        return 2 * self.n_consistent >= self.n_pairs
+
     def sentence(self, identity: str) -> str:
         """Return it in words."""
         if not self.n_pairs:

@@ -37,7 +37,7 @@ def preferences_of_people(study: Study) -> list[tuple[AnswerPair, Preference]]:
 def judged(study: Study, rows: Sequence[EvaluationRow], stores: Stores, log: RunLog) -> tuple[list[EvaluationRow], str | None]:
     """Return the rows with their score `judge`, and a sentence on what the judge is worth; the rows as they are where none is asked.
 
-    So are they where the judge fails, and the sentence says why: it decides nothing, so nothing else waits for it.
+    So are they where the judge fails, or mostly tells nothing, and the sentence says why: it decides nothing, so nothing else waits for it.
     """
     if JUDGE not in study.evaluation.metrics:
         return list(rows), None
@@ -52,6 +52,9 @@ def judged(study: Study, rows: Sequence[EvaluationRow], stores: Stores, log: Run
         log.note(sentence)
         return list(rows), sentence
     sentence = quality.sentence(judge.identity)
+    if not quality.tells:
+        sentence = f"Warning: these results are without the metric judge, as it mostly tells nothing. {sentence}"
+        scored = list(rows)
     log.note(f"{sentence} {cached.n_asked} questions were asked now, the others before")
     return scored, sentence
 

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from clusterlora.errors import ServiceDown
 from clusterlora.ports.judge import AnswerPair, Preference
+from clusterlora.values import digest
 
 _INSTRUCTIONS = (
     "A person asked an assistant what stands in {{ inputs }}. In {{ outputs }} are two answers, first and second. {{ expectations }} "
@@ -43,7 +44,7 @@ class MlflowJudge:
     @property
     def identity(self) -> str:
         """See `Judge`."""
-        return f"{self._model} at {self._address}"
+        return f"{self._model} at {self._address} (instructions {digest(_INSTRUCTIONS, length=4)})"
 
     def prefer(self, pair: AnswerPair) -> Preference:
         """See `Judge`."""
@@ -75,7 +76,8 @@ class MlflowJudge:
     def _down(self, why: object) -> ServiceDown:
         words = str(why).strip().splitlines() or ["it said nothing"]
         return ServiceDown(
-            f"the judge {self.identity} does not answer ({words[0][:200]}); mend that and compare again: what it has answered is kept"
+            f"the judge {self._model} at {self._address} does not answer ({words[0][:200]}); "
+            "mend that and compare again: what it has answered is kept"
         )
 
 

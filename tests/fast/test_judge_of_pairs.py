@@ -20,6 +20,7 @@ from clusterlora.settings import Study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.pairwise import judged
 from clusterlora.stages.prepare import prepare_study
+from clusterlora.stores import mlflow_judge
 from clusterlora.stores.mlflow_judge import MlflowJudge
 from clusterlora.values import EvaluationRow
 from tests.fixtures.stages import LOG, Notes, run
@@ -107,6 +108,13 @@ def test_nothing_is_asked_twice_of_the_same_judge(tmp_path: Path):
     other.identity = "another"  # type: ignore[misc]
     with_judge_scores(ROWS, "unified", CachedJudge(other, file), [])
     assert len(other.asked) == 8
+
+
+@pytest.mark.whole
+def test_a_judge_with_other_instructions_is_another_judge(monkeypatch: pytest.MonkeyPatch):
+    before = MlflowJudge("http://127.0.0.1:1/v1", "m").identity
+    monkeypatch.setattr(mlflow_judge, "_INSTRUCTIONS", mlflow_judge._INSTRUCTIONS + " Be kind.")
+    assert MlflowJudge("http://127.0.0.1:1/v1", "m").identity != before
 
 
 def test_every_training_seed_is_compared_with_unified_of_that_seed(tmp_path: Path):
@@ -263,6 +271,19 @@ def test_a_judge_that_nobody_answers_for_leaves_the_rows_as_they_are_and_says_so
         "Warning: these results are without the metric judge: the judge local at http://127.0.0.1:1/v1 does not answer"
     )
     assert log.notes == [sentence]
+
+
+@pytest.mark.whole
+def test_a_judge_that_prefers_a_position_tells_nothing_and_no_methods_are_called_equivalent_by_it(
+    seven: Study, stores: Stores, server: tuple[str, type[Server]]
+):
+    address, handler = server
+    handler.says = '{"result": "first", "rationale": "it comes first"}'
+    rows, sentence = judged(judged_study(seven, address), ROWS, stores, LOG)
+    assert rows == ROWS
+    assert sentence is not None
+    assert sentence.startswith("Warning: these results are without the metric judge, as it mostly tells nothing. The judge local at")
+    assert " 0% (0–49) alike, 100% otherwise in the other order" in sentence
 
 
 def judged_study(study: Study, address: str, preferences: str | None = None) -> Study:
