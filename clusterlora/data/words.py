@@ -7,9 +7,12 @@ from functools import cache
 
 _UNSEGMENTED = (
     "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f"  # Myanmar
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
     "\u1780-\u17ff"  # Khmer
-    "\u3040-\u30ff"  # Hiragana, Katakana
+    "\u1980-\u19df\u1a20-\u1aad"  # New Tai Lue, Tai Tham
+    "\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
+    "\u3040-\u30ff\uff66-\uff9f"  # Hiragana, Katakana
+    "\ua000-\ua4cf"  # Yi
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 """Scripts that are written without spaces between words."""
@@ -31,6 +34,7 @@ def words(text: str) -> list[str]:
     Without operators `x + 1` would equal `x - 1`; adjacent ones are one word, as in `!=` or `->`. Hyphens, slashes and percent signs of
     prose, and the punctuation of sentences, are no words. A hyphen or slash without spaces is an operator between single small letters, or
     one and a number (`x-1`, `a/b`), and everywhere in code (`total-count`, `10/2`): between backticks, or in a line with an equals sign.
+    There each punctuation mark is a word, too: `f(a), b` is not `f(a, b)`.
 
     A tokeniser of its own, because those of NLTK and sacreBLEU make words of the punctuation of sentences and know no code, and
     rouge-score's, to which this one is equal on plain English, knows ASCII only.
@@ -66,7 +70,7 @@ def _patterns(marks: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
         r"|(?<=\b[a-z])[-/](?=[a-z]\b|\d)|(?<=\d)[-/](?=[a-z]\b)"  # not in e-mail, 24/7 or A/C
         r"|(?<!\d)(?<!\d\s)%|%(?=\d)|(?<=\d\s)%(?=\s\d)"  # not in 40 %
     )
-    return re.compile(rf"{word}|(?:{prose})+"), re.compile(rf"{word}|(?:{_SYMBOL}|{bang}|[-/%])+")
+    return re.compile(rf"{word}|(?:{prose})+"), re.compile(rf"{word}|(?:{_SYMBOL}|{bang}|[-/%])+|[.,:;?()\"']")
 
 
 @cache
