@@ -90,6 +90,9 @@ def test_a_gain_that_few_personas_share_is_refused():
     judged = verdict(candidate, unified)
     assert [name for name, ok in passed(judged).items() if not ok] == ["share_of_personas_improved"]
     assert judged.criteria[3].value == 5 / 16
+    assert judged.criteria[3].explanation.startswith("5 of 16 personas do better than with unified, fewer than")
+    equal = verdict({persona: values + (0.5 if index < 5 else 0.0) for index, (persona, values) in enumerate(unified.items())}, unified)
+    assert equal.criteria[3].explanation.startswith("5 of 16 personas do better than with unified and 11 equally well, fewer than")
 
 
 @pytest.mark.whole
