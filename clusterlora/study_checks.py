@@ -115,6 +115,9 @@ def _name_problems(study: Study) -> Iterator[str]:
                 yield f"{path} = {name!r}: unknown {catalog.kind}; {hint}"
         for name in {name for name in names if names.count(name) > 1}:
             yield f"{path}: {name!r} is listed twice; list it once"
+    retrieving = [name for name in study.methods if name in METHODS and METHODS[name].retrieves]
+    if retrieving and "prompt_tokens" not in evaluation.metrics:
+        yield f"evaluation.metrics: {' and '.join(retrieving)} show exchanges in prompts, and prompt_tokens, their cost, is missing; add it"
     if study.methods and all(name in controls() for name in study.methods):
         yield f"methods = {list(study.methods)}: controls alone, none of which can be champion; add what they control"
     measured = {name: getattr(evaluation, name) for name in ("headline", "second_headline", "selection_metric")}

@@ -163,6 +163,14 @@ def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(
     assert words in line
 
 
+def test_what_retrieval_costs_is_measured_wherever_a_method_retrieves() -> None:
+    (line,) = refusals(methods=["unified", "retrieval", "hybrid_retrieval"], evaluation__metrics=["embedding_similarity", "nll"])
+    assert line.startswith(
+        "evaluation.metrics: retrieval and hybrid_retrieval show exchanges in prompts, and prompt_tokens, their cost, is missing"
+    )
+    assert resolve(overrides={"methods": ["unified", "retrieval"]})
+
+
 def test_a_rung_of_the_ladder_cannot_have_a_reserved_name(stores: Stores) -> None:
     stores.studies.create_study(prepared(Study(), "float32"))
     decide("mission", stores, Decision("retry", Rung(name="asked", epochs=6)))
