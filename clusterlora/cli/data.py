@@ -64,7 +64,7 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     Every dialogue is accounted for: used in train, val or test, or left out and why. With --base-model lengths are counted in its tokens,
     with the settings that hold them, and base and embedding model are checked against the language of the answers.
     """
-    from clusterlora.comparison.power import expected_clusters, study_power
+    from clusterlora.comparison.power import expected_clusters, study_power, why_no_power
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
     from clusterlora.planning.ladder import REFERENCE
@@ -80,7 +80,7 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
         _print_summary(summary)
         for sentence in against:
             click.echo(f"{'warning':<24} {sentence}")
-        click.echo(f"{'power':<24} {power.sentence if power else 'nothing is compared with ' + REFERENCE}")
+        click.echo(f"{'power':<24} {power.sentence if power else why_no_power(study.methods, REFERENCE)}")
     if picture is not None:
         from clusterlora.report.data_picture import draw_data
 

@@ -66,7 +66,7 @@ def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...],
 
 def _power(study: "Study", file: Path) -> Check:
     """Return what the study's comparison can show on the people of its data; a study that can show nothing does not fail."""
-    from clusterlora.comparison.power import expected_clusters, study_power
+    from clusterlora.comparison.power import expected_clusters, study_power, why_no_power
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
     from clusterlora.planning.ladder import REFERENCE
@@ -78,7 +78,7 @@ def _power(study: "Study", file: Path) -> Check:
     if summary.refusal is not None:
         return Check("data", False, summary.refusal.splitlines()[0], f"run: clusterlora data validate --config {file}")
     power = study_power(study.methods, REFERENCE, n := summary.personas, clusters=expected_clusters(study.clustering, n))
-    return Check("power", True, power.sentence if power else f"nothing is compared with {REFERENCE}")
+    return Check("power", True, power.sentence if power else why_no_power(study.methods, REFERENCE))
 
 
 def _checks() -> Iterator[Check]:

@@ -32,12 +32,13 @@ def choose_champion(
     """
     if len(scored.means) < LEAST_PERSONAS or n_items < LEAST_ITEMS:
         return None, NoChampion(reason="too few")
-    can_be = [result for result in best_first if can_win(result.method)]
-    if reference is not None:
-        winners = [result for result in can_be if result.vs_reference and result.vs_reference.outcome == "better"]
-        can_be = [*winners, *(result for result in can_be if result.method == reference)]
-    if not can_be:
+    able = [result for result in best_first if can_win(result.method)]
+    if not able:
         return None, NoChampion(reason="no candidate")
+    if reference is None:
+        return None, NoChampion(reason="no reference", method=able[0].method)
+    winners = [result for result in able if result.vs_reference and result.vs_reference.outcome == "better"]
+    can_be = [*winners, *(result for result in able if result.method == reference)]
     missing: list[NoChampion] = []
     for method in (result.method for result in can_be):
         if method in obstacles:

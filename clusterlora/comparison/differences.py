@@ -81,6 +81,7 @@ class Scored:
             tie_rate=float(np.mean(np.abs(delta) <= RESOLUTION)),
             outcome=self._outcome(interval, p_holm, is_equivalent=can_tell and -self.margin < within.low and within.high < self.margin),
             detectable=_detectable(delta, by_seed, n_tests),
+            margin=self.margin,
             robust_low=robust.low if robust else None,
             robust_high=robust.high if robust else None,
             by_cluster={int(cluster): float(delta[self.cluster == cluster].mean()) for cluster in np.unique(self.cluster)},

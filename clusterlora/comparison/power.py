@@ -174,6 +174,12 @@ def _cause(method: str) -> str:
     return METHODS[control].cause if control is not None else ""
 
 
+def why_no_power(methods: Sequence[str], reference: str) -> str:
+    """Return what a study without power lacks, as a clause."""
+    alone = "" if reference in methods else ", so no method can be champion; add it to methods"
+    return f"nothing is compared with {reference}{alone}"
+
+
 def _n_contrasts(champion: str, methods: Sequence[str], reference: str, n_methods: int) -> int:
     """Return how many contrasts there are if this method is champion: those with controls, and with the runner-up if there is one."""
     return len(contrast_pairs(champion, methods, reference)) + (n_methods > 1)

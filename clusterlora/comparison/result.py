@@ -22,7 +22,7 @@ class PairedDifference:
     whom the same adapters answer are dependent (None if nobody shares one with some of the others alone). `p_holm` is `p` corrected for the
     number of tests in its family. A persona is a win when the method is better by more than rounding; `win_low` and `win_high` bound
     the win rate. `outcome` is better or worse when interval and corrected test agree. `detectable` is the smallest gain that a study
-    with this variance, number of personas and tests detects with 80 % power; None when it detects none.
+    with this variance, number of personas and tests detects with 80 % power; None when it detects none. `margin` is that of equivalence.
     """
 
     mean: float
@@ -36,6 +36,7 @@ class PairedDifference:
     tie_rate: float
     outcome: ShownOutcome
     detectable: float | None
+    margin: float
     robust_low: float | None
     robust_high: float | None
     by_cluster: Mapping[int, float]
@@ -70,10 +71,10 @@ class NoChampion:
     `too few`: fewer personas or items than a verdict needs. `floor`: the method is not shown to be better than the floor. `base model`: it
     is not shown to beat the base model; `difference` is method minus base model. `second headline`: it is shown to be worse than the
     reference there; `difference` is on that metric. `lowest`: nothing is shown to beat the reference, whose mean is the worst of all. `no
-    candidate`: only the base model and controls were compared.
+    candidate`: only the base model and controls were compared. `no reference`: the reference was not.
     """
 
-    reason: Literal["too few", "floor", "base model", "second headline", "lowest", "no candidate"]
+    reason: Literal["too few", "floor", "base model", "second headline", "lowest", "no candidate", "no reference"]
     method: str | None = None
     difference: PairedDifference | None = None
 

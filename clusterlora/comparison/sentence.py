@@ -78,6 +78,8 @@ def _no_champion(comparison: Comparison) -> Iterator[str]:
         yield f"No champion: {value} is shown to be worse than {comparison.reference} on the second headline, {metric.label} ({shown})."
     elif missing.reason == "lowest":
         yield f"No champion: {_nothing(comparison, 'nothing')} is shown to beat {value}, and its mean is the worst of all."
+    elif missing.reason == "no reference":
+        yield "No champion: unified, which a champion must beat, was not compared; add it to methods."
     else:
         yield "No champion: only the base model and controls were compared."
 
@@ -92,7 +94,7 @@ def _outcome(comparison: Comparison) -> Iterator[str]:
     if not others:
         yield f"{name} is the only method: {value}."
     elif comparison.reference is None:
-        yield f"{name} has the best {value}; there is no reference to test it against."
+        yield f"{name} has the best {value}."
     elif lead.vs_reference is not None:
         yield (
             f"{name} beats {comparison.reference}: {value}, {format_difference(comparison, lead.vs_reference)}, "
@@ -102,6 +104,8 @@ def _outcome(comparison: Comparison) -> Iterator[str]:
         yield _best_other(comparison, value)
     if comparison.champion is not None and not any(is_base(result.method) for result in comparison.methods):
         yield f"Whether {comparison.champion} beats the base model is not known, as that was not compared."
+    if comparison.champion is not None and not any(_retrieves(result.method) for result in comparison.methods):
+        yield "Whether retrieved examples do better is not known, as no method with them was compared."
     same = [f"{method} scores as {other} does" for method, other in comparison.same_answers.items()]
     if same:
         yield f"On every item {'; '.join(same)}."
@@ -210,7 +214,7 @@ def _beside(comparison: Comparison) -> Iterator[str]:
     if subject.beside:
         clauses = [
             f"{METRICS[metric].label} {_mean(subject, metric)} ({format_difference(comparison, difference, metric)}: "
-            f"{OUTCOMES[difference.outcome]}{', on the second headline' if metric == comparison.second_headline else ''})"
+            f"{explain(comparison, difference, metric)}{', on the second headline' if metric == comparison.second_headline else ''})"
             for metric, difference in subject.beside.items()
         ]
         yield f"Beside it, {subject.method} against {comparison.reference}: {'; '.join(clauses)}."
@@ -236,10 +240,21 @@ def _contrasted(comparison: Comparison) -> Iterator[str]:
 
 def _contrast(comparison: Comparison, contrast: Contrast) -> str:
     difference = contrast.difference
-    other = METHODS[contrast.other].phrase if contrast.is_control else f"the runner-up {contrast.other}"
+    other = METHODS[contrast.other].phrase if contrast.is_control else _rival(comparison, contrast)
     is_shown = difference.outcome in ("better", "worse")
     certainty = _luck(comparison, difference) if is_shown else f": {explain(comparison, difference)}"
     return f"{contrast.method} {_VERBS[difference.outcome]} {other} ({format_difference(comparison, difference)}{certainty})"
+
+
+def _rival(comparison: Comparison, contrast: Contrast) -> str:
+    """Return what the best other method is called: its mean may be the better one, if it lacks something that a champion must have."""
+    own, others = (comparison.method(name).means[comparison.headline] for name in (contrast.method, contrast.other))
+    is_better = METRICS[comparison.headline].is_better(others, than=own)
+    return f"{contrast.other}, whose mean is better" if is_better else f"the runner-up {contrast.other}"
+
+
+def _retrieves(method: str) -> bool:
+    return method in METHODS and METHODS[method].retrieves
 
 
 def _others(comparison: Comparison) -> Iterator[str]:
@@ -280,11 +295,15 @@ def shares(difference: PairedDifference) -> str:
     return f"better for {win}%, equal for {tie}% and worse for {loss}% of the personas"
 
 
-def explain(comparison: Comparison, difference: PairedDifference) -> str:
-    """Return an outcome as a phrase: its direction, the margin of equivalence, or the difference the study could have detected."""
-    metric = METRICS[comparison.headline]
+def explain(comparison: Comparison, difference: PairedDifference, metric_name: str | None = None) -> str:
+    """Return an outcome as a phrase: its direction, the margin of equivalence, or the difference the study could have detected.
+
+    Args:
+        metric_name: what was compared, if not the headline.
+    """
+    metric = METRICS[metric_name or comparison.headline]
     if difference.outcome == "equivalent":
-        return f"equivalent within {metric.difference(comparison.margin, signed=False)}"
+        return f"equivalent within {metric.difference(difference.margin, signed=False)}"
     if difference.outcome != "undecided":
         return OUTCOMES[difference.outcome]
     if difference.detectable is None:

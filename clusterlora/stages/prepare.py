@@ -9,7 +9,7 @@ from pathlib import Path
 from clusterlora import __version__
 from clusterlora.adapters.stored import replace_damaged
 from clusterlora.chat.template import unread_arguments
-from clusterlora.comparison.power import expected_clusters, study_power
+from clusterlora.comparison.power import expected_clusters, study_power, why_no_power
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
@@ -97,8 +97,9 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         make_folder(stores.folder(study.name))
     log.advance(1, personas=len(studied.personas))
     n_personas = len(studied.personas)
-    if power := study_power(study.methods, REFERENCE, n_personas, clusters=expected_clusters(study.clustering, n_personas)):
-        log.note(power.sentence)
+    power = study_power(study.methods, REFERENCE, n_personas, clusters=expected_clusters(study.clustering, n_personas))
+    if power or REFERENCE not in study.methods:
+        log.note(power.sentence if power else why_no_power(study.methods, REFERENCE))
     return dataset
 
 

@@ -258,14 +258,15 @@ def test_one_method_alone_is_reported():
     assert comparison.champion is None
     assert comparison.reference is None
     assert "baseline is the only method: " in comparison.sentence
-    assert compared(evaluation({"cluster": 0.5})).sentence.startswith("cluster is the only method: ")
 
 
-def test_without_unified_the_best_mean_is_champion():
-    comparison = compared(evaluation({"baseline": 0.5, "cluster": 0.6}))
-    assert comparison.champion == "cluster"
+@pytest.mark.parametrize("others", [{"baseline": 0.5}, {"per_persona": 0.6, "hybrid": 0.6}, {"random_cluster": 0.5}, {}])
+def test_without_unified_no_method_is_champion(others: dict[str, float]):
+    comparison = compared(evaluation({"cluster": 0.7, **others}))
+    assert comparison.champion is None
     assert comparison.method("cluster").vs_reference is None
-    assert "no reference to test it against" in comparison.sentence
+    begins = "No champion: unified, which a champion must beat, was not compared; add it to methods. cluster "
+    assert comparison.sentence.startswith(begins + ("has the best embedding similarity " if others else "is the only method: "))
 
 
 def test_the_reference_can_be_another_method():

@@ -171,7 +171,7 @@ def test_an_answer_that_sounds_right_and_sets_the_wrong_number_is_told_beside_th
         "numeric_accuracy": "worse",
     }
     assert (
-        "Beside it, cluster against unified: parameter F1 100.00% (+0.00 points [+0.00, +0.00], p = 1.000: equivalent); "
+        "Beside it, cluster against unified: parameter F1 100.00% (+0.00 points [+0.00, +0.00], p = 1.000: equivalent within 1.00 points); "
         "numeric accuracy 0.00% (-100.00 points [-100.00, -100.00], p = 0.002: shown to be worse)."
     ) in comparison.sentence
 

@@ -191,7 +191,7 @@ def test_the_doctor_says_it_of_a_configuration(tmp_path: Path, capsys: pytest.Ca
     assert check["what"] == "power"
     assert "With 6 personas and 1 method that could win the comparison can name no champion" in check["found"]
     assert main(["doctor", "--config", str(file), "--set", "methods=['cluster']", "--json"]) == 0
-    assert "nothing is compared with unified" in capsys.readouterr().out
+    assert "nothing is compared with unified, so no method can be champion; add it to methods" in capsys.readouterr().out
     gone = ["--set", "data.source=table", "--set", f"data.path={tmp_path / 'gone.jsonl'}"]
     assert main(["doctor", "--config", str(file), *gone]) == 1
     told = capsys.readouterr().out
@@ -203,6 +203,8 @@ def test_preparing_a_study_says_it(seven: Study, stores: Stores) -> None:
     log = Notes()
     prepare_study(replace(seven, methods=FOUR), stores, log)
     assert [note for note in log.notes if "can show no difference, however large" in note]
+    prepare_study(replace(seven, name="without", methods=("baseline", "cluster")), stores, log)
+    assert log.notes[-1] == "nothing is compared with unified, so no method can be champion; add it to methods"
 
 
 def test_validating_data_says_it(capsys: pytest.CaptureFixture[str]) -> None:
