@@ -246,6 +246,28 @@ def test_the_table_of_shakespeare_in_the_demo_is_that_of_the_results() -> None:
     assert shown.keys() == of_run.keys()
 
 
+def test_what_readme_and_the_demo_say_of_the_mission_and_the_nulls_is_what_the_results_say() -> None:
+    readme, demo, results = (
+        " ".join(page.read_text().split()) for page in (REPOSITORY / "README.md", DOCS / "demo.md", DOCS / "results.md")
+    )
+    of_mission = table_rows((DOCS / "results.md").read_text().partition("\n## mission\n")[2], "method")
+    rows = {name.split(" ")[0]: row for name, row in of_mission.items()}
+    (champion,) = [row for name, row in of_mission.items() if "★" in name]
+    gain = f"{champion['vs_unified']} points [{champion['ci_low']}, {champion['ci_high']}]"
+    of_clusters, at_random = (rows[name]["vs_unified"] for name in ("cluster", "random_cluster"))
+    assert f"({len(rows)} in all)" in readme
+    assert f": {champion['embedding_similarity']}, {gain} on unified; clusters gain {of_clusters[1:]}, random" in readme
+    assert f"({at_random})" in readme
+    assert f"({gain}), clusters gain {of_clusters[1:]}," in demo
+    told = re.search(r"\*\*Of (\d+) studies .*?, (\d+) claim .*? (\d+) shows? a method to beat unified", results)
+    assert told
+    assert told[2] == "0"
+    assert (
+        f"Of {told[1]} studies whose dialogues were exchanged at random, so that nothing is personal, {told[3]} shows a method to beat"
+        in readme
+    )
+
+
 def ratios(against: str, doing: str) -> tuple[str, str]:
     """Return the smallest and the largest measured ratio in float32, as README writes them."""
     rows = json.loads((DOCS / "benchmarks.json").read_text())["rows"]
