@@ -99,8 +99,10 @@ def _smallest_first(
 ) -> tuple[Int[np.ndarray, " persona"], Float[np.ndarray, "cluster direction"]]:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
-    with warnings.catch_warnings():
+    # Threads meet after every pass over the points, and spin meanwhile: beside other processes two take eight times as long as one.
+    with warnings.catch_warnings(), threadpool_limits(1):
         # A bootstrap sample can have fewer distinct points than k, which leaves clusters empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = KMeans(k, n_init=10, random_state=seed).fit(features)  # pyright: ignore[reportArgumentType] (n_init is no str)
