@@ -1,7 +1,7 @@
 """Where phrases stand in a text: all of them, found in one pass over its words."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 Words = tuple[str, ...]
 
@@ -17,12 +17,19 @@ class Phrases:
         self._phrases = phrases
         self._children: list[dict[str, int]] = [{}]
         self._number_by_node: dict[int, int] = {}
+        self._depth = [0]
+        self._only: list[int | None] = [None]
+        """The phrase that begins with the words of a node; None where several do."""
         for number, phrase in enumerate(phrases):
             node = 0
-            for word in phrase:
+            for depth, word in enumerate(phrase, 1):
                 node = self._children[node].setdefault(word, len(self._children))
                 if node == len(self._children):
                     self._children.append({})
+                    self._depth.append(depth)
+                    self._only.append(number)
+                else:
+                    self._only[node] = None
             self._number_by_node[node] = number
         self._link = [0] * len(self._children)
         self._next_end = [0] * len(self._children)
@@ -45,6 +52,17 @@ class Phrases:
                 number = self._number_by_node[at]
                 yield end - len(self._phrases[number]), number
                 at = self._next_end[at]
+
+    def begun_in(self, words: Words, ends: Collection[int]) -> Iterator[tuple[int, int, int | None]]:
+        """Yield start, end and number wherever the words before one of `ends` are the beginning of a phrase: the longest there is.
+
+        Several phrases that begin so have no number. The last word, which may be cut itself, is left out a second time.
+        """
+        node = 0
+        for end, word in enumerate(words, 1):
+            before, node = node, self._step(node, word)
+            if end in ends:
+                yield from ((at - self._depth[of], end, self._only[of]) for of, at in ((node, end), (before, end - 1)) if of)
 
     def _step(self, node: int, word: str) -> int:
         while node and word not in self._children[node]:

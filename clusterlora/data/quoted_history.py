@@ -1,11 +1,14 @@
 """Dialogues that quote others: their user or system turns hold exchanges of another dialogue as text, as of a history written out."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import chain
 
 from clusterlora.data.duplicates import n_words, normalize
+from clusterlora.data.escapes import unescaped
 from clusterlora.data.phrases import Phrases, Words
 from clusterlora.values import Dialogue
 
@@ -19,8 +22,12 @@ _MOST_MATCHED = 24
 _INSTRUCTION = 3
 """A text that stands in so many of a person's dialogues is an instruction, not a history."""
 
-_Text = tuple[int, str, Words]
-"""Position of the dialogue, role, and words of a turn."""
+_ELLIPSIS = re.compile(r"\.{3,}|…+")
+_OPENING = " \t\n[({<"
+"""What may stand between a word and the ellipsis after it, as in [...]."""
+
+_Text = tuple[int, str, Words, frozenset[int]]
+"""Position of the dialogue, role, and words of a turn; how many words stand before each ellipsis in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +43,15 @@ def quoting_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]]:
     """Yield pairs of positions of one person's dialogues, where a user or system turn of the second quotes an exchange of the first.
 
     The whole answer stands there after the end of its question, together six words at least. Words of a template do not count; of an
-    answer that is given to several questions, its question must be quoted, too. Where several dialogues have an exchange, all are paired
-    with the first that quotes it, and others that quote it with one of them: as groups that pairs connect, this is the same.
+    answer that is given to several questions, its question must be quoted, too. Of an answer the beginning is enough before an ellipsis
+    (`_CutAnswers`). The history may be escaped, as in JSON or HTML. Where several dialogues have an exchange, all are paired with the first
+    that quotes it, and others that quote it with one of them: as groups that pairs connect, this is the same.
     The time taken is proportional to the words, to the answers that stand in other turns, and to the pairs.
     """
-    texts = [
-        (position, turn.role, tuple(normalize(turn.text).split())) for position, dialogue in enumerate(dialogues) for turn in dialogue.turns
-    ]
-    asked = {words for _, role, words in texts if role == "user"}
+    texts = [(position, turn.role, *_read(turn.text)) for position, dialogue in enumerate(dialogues) for turn in dialogue.turns]
+    asked = {words for _, role, words, _ in texts if role == "user"}
     exchanges = list(_exchanges(texts, _common_ending(asked)))
-    n_dialogues = Counter(words for _, words in {(position, words) for position, role, words in texts if role != "assistant"})
+    n_dialogues = Counter(words for _, words in {(position, words) for position, role, words, _ in texts if role != "assistant"})
     readable = [text for text in texts if text[1] != "assistant" and len(text[2]) >= TELLING and n_dialogues[text[2]] < _INSTRUCTION]
     quotations = list(_quotations(exchanges, readable, frozenset()))
     if template := _template(texts, {other for _, other in quotations}):
@@ -53,14 +59,28 @@ def quoting_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]]:
     yield from quotations
 
 
+def _read(text: str) -> tuple[Words, frozenset[int]]:
+    """Return the words of a text that may be escaped, and how many stand before each ellipsis."""
+    *cut, last = _ELLIPSIS.split(unescaped(text))
+    if not cut:
+        return tuple(normalize(last).split()), frozenset()
+    words: list[str] = []
+    ends: list[int] = []
+    for piece in (*(piece.rstrip(_OPENING) for piece in cut), last):
+        # Punctuation alone is no word beside others.
+        words += normalize(piece).split() if any(map(str.isalnum, piece)) else ()
+        ends.append(len(words))
+    return tuple(words), frozenset(ends[:-1])
+
+
 def _template(texts: Sequence[_Text], quoting: AbstractSet[int]) -> frozenset[str]:
     """Return the words that all user turns have in common, unless a history explains them.
 
     Where all dialogues but one quote another, they have the first question of their one conversation in common, or ask on about it.
     """
-    asked = {words for _, role, words in texts if role == "user"}
+    asked = {words for _, role, words, _ in texts if role == "user"}
     beginnings: dict[int, list[Words]] = {}
-    for position, role, words in texts:
+    for position, role, words, _ in texts:
         if role == "user" and position not in quoting:
             beginnings.setdefault(position, []).append(words)
     if len({tuple(turns) for turns in beginnings.values()}) <= 1 < len(asked):
@@ -71,9 +91,9 @@ def _template(texts: Sequence[_Text], quoting: AbstractSet[int]) -> frozenset[st
 
 def _exchanges(texts: Sequence[_Text], ending: int) -> Iterator[_Exchange]:
     """Yield every answer with its question, without the last `ending` words, which all questions have in common."""
-    for number, (position, role, words) in enumerate(texts):
+    for number, (position, role, words, _) in enumerate(texts):
         if role == "assistant":
-            before, role_before, question = texts[number - 1] if number else (position, "", ())
+            before, role_before, question, _ = texts[number - 1] if number else (position, "", (), ())
             is_asked = before == position and role_before == "user"
             yield _Exchange(position, question[: len(question) - ending] if is_asked else (), words)
 
@@ -94,9 +114,10 @@ def _quotations(exchanges: Sequence[_Exchange], texts: Sequence[_Text], template
     answers = list(by_answer)
     lengths = [sorted({len(ending) for ending in by_answer[answer]}) for answer in answers]
     phrases = Phrases(answers)
+    cut = _CutAnswers(phrases, answers, exchanges, template) if any(ends for *_, ends in texts) else None
     paired: set[tuple[int, Words]] = set()
-    for other, _, words in texts:
-        for start, number in phrases.found_in(words):
+    for other, _, words, ends in texts:
+        for start, number in chain(phrases.found_in(words), cut.found_in(words, ends) if cut else ()):
             positions_by_ending = by_answer[answers[number]]
             before = {
                 words[end - n : end] for end in range(start, max(start - _MOST_BETWEEN, 0) - 1, -1) for n in lengths[number] if n <= end
@@ -107,6 +128,48 @@ def _quotations(exchanges: Sequence[_Exchange], texts: Sequence[_Text], template
                     others = [position for position in [next(others, None)] if position is not None]
                 paired.add((number, ending))
                 yield from ((position, other) for position in others)
+
+
+class _CutAnswers:
+    """Finds answers of which a history holds the beginning alone, before an ellipsis.
+
+    It has six words with which no other answer begins; or fewer, three at least, and after an end of a question that has this answer alone
+    they are six together.
+    """
+
+    def __init__(self, phrases: Phrases, answers: Sequence[Words], exchanges: Sequence[_Exchange], template: AbstractSet[str]) -> None:
+        self._phrases, self._answers, self._template = phrases, answers, template
+        numbers = {answer: number for number, answer in enumerate(answers)}
+        self._answers_by_ending: list[dict[Words, int | None]] = [{} for _ in range(TELLING + 1)]
+        """By an end of a question with so many words that tell, its answer; None where it has several."""
+        for exchange in exchanges:
+            number = numbers.get(exchange.answer)
+            for least, by_ending in enumerate(self._answers_by_ending):
+                if number is not None and (ending := _ending(exchange.question, least, template)):
+                    by_ending[ending] = number if by_ending.get(ending, number) == number else None
+        self._lengths = [sorted(set(map(len, by_ending))) for by_ending in self._answers_by_ending]
+
+    def found_in(self, words: Words, ends: AbstractSet[int]) -> Iterator[tuple[int, int]]:
+        """Yield where an answer starts that is cut at one of `ends`, and its number."""
+        for start, end, number in self._phrases.begun_in(words, ends):
+            beginning = words[start:end]
+            told = int(n_words(word for word in beginning if word not in self._template))
+            if told < TELLING or number is None:
+                number = self._asked_before(words, start, TELLING - told if told < TELLING else _ASKED)
+            if number is not None and _begins(self._answers[number], beginning):
+                yield start, number
+
+    def _asked_before(self, words: Words, start: int, least: int) -> int | None:
+        """Return the answer to the question that ends last before, with so many words that tell."""
+        by_ending, lengths = self._answers_by_ending[least], self._lengths[least]
+        asked = (words[end - n : end] for end in range(start, max(start - _MOST_BETWEEN, 0) - 1, -1) for n in lengths if n <= end)
+        return next((number for ending in asked if (number := by_ending.get(ending)) is not None), None)
+
+
+def _begins(answer: Words, beginning: Words) -> bool:
+    """Return whether an answer begins so, of which the last word may be cut."""
+    n = len(beginning)
+    return _ASKED <= n <= len(answer) and answer[: n - 1] == beginning[:-1] and answer[n - 1].startswith(beginning[-1])
 
 
 def _positions(exchanges: Sequence[_Exchange], template: AbstractSet[str]) -> dict[Words, dict[Words, dict[int, None]]]:
