@@ -25,7 +25,8 @@ _NAMES = {
     "duplicates": "repeated by a person",
     "beginnings": "parts of longer ones",
     "overlapping": "share a conversation",
-    "near_twins": "nearly another person's",
+    "near_twins": "as another person's",
+    "written_labels": "answered in a prompt",
     "repetitive": "who repeats most",
     "other_shares": "other shares than asked",
     "lose_turns": "lose their oldest turns",
@@ -189,7 +190,12 @@ def _print_summary(summary: "DataSummary") -> None:
             alike = described(summary.similar_ids)
             value = f"{alike}: people of their own; if they are one person, write the ids alike" if alike else "nobody"
         elif field.name == "near_twins" and value:
-            value = f"{value} of {summary.test} test dialogues: a leak for unified and clusters, which learn from several people"
+            value = (
+                f"{value} of {summary.test} test dialogues, nearly or in an exchange: a leak for unified and clusters, which learn from "
+                "several people"
+            )
+        elif field.name == "written_labels" and value:
+            value = f"{value} of {summary.test} test dialogues, in one to train on: a leak; let prompts list only what no other row asks about"
         elif field.name == "other_shares":
             value = f"{len(value)} personas (first: {value[0]})" if value else "nobody"
         name = _NAMES.get(field.name, field.name.replace("_", " "))

@@ -1,10 +1,11 @@
-"""Leaks between splits: train or val dialogues that a later split repeats."""
+"""Leaks between splits: train or val dialogues that a later split repeats, and what is counted of leaks that stay."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 from clusterlora.data.conversations import related_groups
-from clusterlora.data.twins import nameless_text, own_words
+from clusterlora.data.twins import nameless_text, own_words, twins_note
+from clusterlora.data.written_labels import written_labels_note
 from clusterlora.values import Dialogue, Persona, Split
 
 _PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
@@ -34,6 +35,11 @@ def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None,
             highest = max(_protection(member) for member in members)
             leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected.get(nameless_text(d, own), 0))}
     return frozenset(leaking)
+
+
+def leak_note(personas: Sequence[Persona], *, labelled: bool = False) -> str | None:
+    """Return in a sentence what leaks from train to test in these splits and is used all the same; None if nothing is found."""
+    return written_labels_note(personas) if labelled else twins_note(personas)
 
 
 def _protection(dialogue: Dialogue) -> int:

@@ -84,13 +84,14 @@ class DataSummary:
     that a later split repeats, in the splits of the input or, after splitting, in the remaining data. `beginnings` counts the dialogues
     left out because a longer one begins with all of their turns, `overlapping` those of the others that repeat turns of one another, in
     `messages`, prompt or system text, which makes them one conversation, and `near_twins` the test dialogues that nearly repeat a train
-    dialogue of somebody else: a leak for the methods that learn from several people. `repetitive` names the personas with the most
-    duplicates, `similar_ids` the groups of personas whose ids look alike, `number_and_text` ids that stand as a number and as a text for
-    one person, `unread` the columns and fields that nothing reads.
+    dialogue of somebody else, or share an exchange with one: a leak for the methods that learn from several people. `repetitive` names the
+    personas with the most duplicates, `similar_ids` the groups of personas whose ids look alike, `number_and_text` ids that stand as a
+    number and as a text for one person, `unread` the columns and fields that nothing reads.
     `refusal` is the reason why the data cannot be trained on, if there is one. For a given base model, `lose_turns` counts the dialogues
     whose oldest turns do not fit, `do_not_fit` those that it cannot be asked.
 
-    Where answers are labels, `labels` has each with its number of answers, and `similar_labels` the groups that look alike.
+    Where answers are labels, `labels` has each with its number of answers, `similar_labels` the groups that look alike, and
+    `written_labels` counts the test dialogues whose label is written out in a train prompt of the same person.
     """
 
     read: int
@@ -110,6 +111,7 @@ class DataSummary:
     beginnings: int = 0
     overlapping: int = 0
     near_twins: int = 0
+    written_labels: int | None = None
     repetitive: tuple[tuple[str, int], ...] = ()
     similar_ids: tuple[tuple[str, ...], ...] = ()
     number_and_text: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Dialogues that different people have in common, but for names or a few words.
+"""Dialogues that different people have in common, but for names or a few words, and those that have an exchange in common.
 
 What unified or a cluster's adapter learns from one of them is scored on the other: for these methods, a leak.
 """
@@ -10,6 +10,7 @@ from itertools import chain
 
 from clusterlora.data.duplicates import normalised_text, pieces
 from clusterlora.data.near_sets import FewApart, NearSets, WordNumbers, WordSet
+from clusterlora.data.shared_exchanges import sharing_dialogues
 from clusterlora.data.words import is_character
 from clusterlora.values import Dialogue, Persona
 
@@ -39,24 +40,26 @@ def nameless_text(dialogue: Dialogue, own: AbstractSet[str]) -> str:
 
 
 def twins_note(personas: Sequence[Persona]) -> str | None:
-    """Return in a sentence how many test dialogues have a near twin in somebody else's train split; None without any."""
+    """Return in a sentence how many test dialogues somebody else's train split nearly repeats or shares an exchange with; None if none."""
     twins = near_twins(personas)
     if not twins:
         return None
     n_test = sum(len(persona.of_split("test")) for persona in personas)
-    repeat = "repeats" if len(twins) == 1 else "repeat"
+    repeat, share = ("repeats", "shares") if len(twins) == 1 else ("repeat", "share")
     return (
-        f"{len(twins)} of {n_test} test dialogues nearly {repeat} a train dialogue of somebody else: a leak "
-        "for unified and clusters, which learn from several people, and none for per_persona."
+        f"{len(twins)} of {n_test} test dialogues nearly {repeat} a train dialogue of somebody else, or {share} an exchange with one: "
+        "a leak for unified and clusters, which learn from several people, and none for per_persona."
     )
 
 
 def near_twins(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
-    """Return (persona id, dialogue id) of the test dialogues that nearly repeat a train dialogue of somebody else.
+    """Return (persona id, dialogue id) of the test dialogues that nearly repeat a train dialogue of somebody else, or share an exchange.
 
     Near is a Jaccard similarity of 0.9 of the sets of words, as for near duplicates within a persona, or that each has at most two words
     that the other lacks, and both have five in common: names and small words; of pairs of neighbouring characters, six and ten.
+    What exchanges count: `sharing_dialogues`.
     """
+    sharing = sharing_dialogues(personas)
     words = WordNumbers()
     owners_by_set: dict[WordSet, set[str]] = {}
     for persona in personas:
@@ -74,4 +77,8 @@ def near_twins(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
         near = chain.from_iterable(index.near(asked) for index in indices)
         return any(owners_by_set[learnt[position]] - {persona_id} for position in near)
 
-    return tuple((persona_id, dialogue_id) for persona_id, dialogue_id, asked in tested if somebody_else_learns(persona_id, asked))
+    return tuple(
+        (persona_id, dialogue_id)
+        for persona_id, dialogue_id, asked in tested
+        if (persona_id, dialogue_id) in sharing or somebody_else_learns(persona_id, asked)
+    )

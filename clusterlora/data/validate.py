@@ -14,6 +14,7 @@ from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.similar_ids import similar_ids
 from clusterlora.data.summary import DataSummary, Distribution
 from clusterlora.data.twins import near_twins
+from clusterlora.data.written_labels import written_labels
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset
@@ -96,6 +97,7 @@ def summarise(dataset: Dataset, *, labelled: bool = False, refusal: str | None =
         duplicates=repeated.total(),
         leaks=len(find_leaks(dataset.personas, labelled=labelled)),
         near_twins=0 if labelled else len(near_twins(dataset.personas)),
+        written_labels=len(written_labels(dataset.personas)) if labelled else None,
         repetitive=tuple((persona_id, n) for persona_id, n in repeated.most_common(_MOST_NAMED) if n),
         refusal=refusal,
         labels=tuple(labels.most_common()),

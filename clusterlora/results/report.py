@@ -12,7 +12,7 @@ from clusterlora.comparison.appendix import NO_APPENDIX, Appendix
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.power import study_power
 from clusterlora.comparison.result import Comparison
-from clusterlora.data.twins import twins_note
+from clusterlora.data.leaks import leak_note
 from clusterlora.durable import write_durably
 from clusterlora.engine.job import mean_by_step
 from clusterlora.evaluation.memorisation import Memorisation
@@ -148,8 +148,9 @@ def _provenance(state: StudyState, stores: Stores) -> Iterator[tuple[str, str]]:
     studies, study_name = stores.studies, state.name
     if state.provenance:
         yield from ((name.replace("_", " "), str(value)) for name, value in asdict(state.provenance).items() if value is not None)
-    if note := twins_note(state.dataset.personas):
-        yield "leak between people", note
+    labelled = state.settings.data.task != "text"
+    if note := leak_note(state.dataset.personas, labelled=labelled):
+        yield "labels in prompts" if labelled else "leak between people", note
     if state.page:
         yield "MLflow run", state.page
     if agreement := studies.metadata(study_name, TruthAgreement):

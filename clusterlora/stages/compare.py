@@ -20,7 +20,7 @@ from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.sentence import claims_personalisation
 from clusterlora.comparison.sentence import sentence as comparison_sentence
 from clusterlora.comparison.table import write_tables
-from clusterlora.data.twins import twins_note
+from clusterlora.data.leaks import leak_note
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.evaluation.domain import domain_metrics, with_domain_scores
@@ -67,7 +67,7 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         state, comparison, rows, of_judge, found = done.state, done.comparison, done.rows, done.judge, done.found
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(state, plan, stores)
-        note = twins_note(state.dataset.personas) if study.data.task == "text" else None
+        note = leak_note(state.dataset.personas, labelled=study.data.task != "text")
         warnings = (stores.studies.metadata(study_name, DataWarnings) or DataWarnings()).sentences
         left_out = cut_sentence(state)
         no_clusters = [clusters_sentence(state.clustering)] if state.clustering and len(state.clustering.members) < 2 else []

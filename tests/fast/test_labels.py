@@ -378,6 +378,7 @@ def test_planted_personal_ratings_are_found_and_told_with_less_being_better(rate
     assert "imilarity" not in told
     assert "rating units" in comparison.sentence
     assert "lower is better" in page
+    assert "train dialogue of somebody else" not in page, "many rate the same things"
     assert not comparison.cut
     crown(study.name, stores, "per_persona")
     register_models(study.name, stores, LOG)

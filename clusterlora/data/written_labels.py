@@ -1,0 +1,214 @@
+"""Test rows whose label stands in a prompt that is trained on: a list of what the person rated so far tells their rating of this thing."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+
+from clusterlora.data.escapes import unescaped
+from clusterlora.data.phrases import Phrases, Words
+from clusterlora.data.words import words
+from clusterlora.values import Dialogue, Persona
+
+_MARK, _LINE = "|", "\n"
+"""What punctuation, and the end of a line, become between words."""
+_MARKS = (_MARK, _LINE)
+_CUT = re.compile(
+    r"(?P<number>(?<!\d)\d{1,15}\.\d{1,15}(?!\d))"
+    r"|[\t\n\r!-/:-@\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u0964\u0965\u2010-\u205e\u2190-\u2bff\u3001-\u301f]+"
+)
+_MOST_MATCHED = 24
+"""Words by which a thing is recognised, marks among them; a review has more."""
+_TELLING = 3
+"""Words of a thing that may stand after any other; fewer must begin an entry, so that `Rings` is not found in `Lord of the Rings`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a person's questions and prompts are written, as far as all have it in common.
+
+    All questions begin and end so, and have these words in their first lines or their last; other lines may hold a history, the first entry
+    of which stands in nearly all. `between` are words that may stand before a label, such as `rating`: several labels follow them.
+    """
+
+    labels: frozenset[Words]
+    between: AbstractSet[str]
+    label_lengths: tuple[int, ...]
+    n_beginning: int = 0
+    ending: Words = ()
+    first_line: AbstractSet[str] = frozenset()
+    last_line: AbstractSet[str] = frozenset()
+
+    @classmethod
+    def of(cls, questions: AbstractSet[Words], labels: frozenset[Words], prompts: Iterable[Words]) -> "_Form":
+        """Return the form of these different questions; of a single one nothing is known."""
+        form = cls(labels, _between(prompts, labels), tuple({*map(len, labels)} - {0}))
+        if len(questions) <= 1:
+            return form
+        first, *_ = questions
+        n_ending = _n_common(*(question[::-1] for question in questions))
+        form = replace(form, n_beginning=_n_common(*questions), ending=first[len(first) - n_ending :])
+        return replace(
+            form,
+            first_line=_shared(_line(question)[:_MOST_MATCHED] for question in questions),
+            last_line=_shared(_line(form.up_to_ending(question)[::-1])[:_MOST_MATCHED] for question in questions),
+        )
+
+    def up_to_ending(self, question: Words) -> Words:
+        """Return a question without how all end."""
+        return _bare(question[: len(question) - len(self.ending)])
+
+    def labels_after(self, tokens: Words, end: int) -> frozenset[Words]:
+        """Return the labels after a thing: after punctuation, and after a word between and its punctuation."""
+        if self.ending and tokens[end : end + len(self.ending)] == self.ending:
+            end += len(self.ending)
+        if tokens[end : end + 1] not in ((_MARK,), (_LINE,)):
+            return frozenset()
+        starts = [end + 1]
+        if tokens[end + 1 : end + 2] and tokens[end + 1] in self.between:
+            starts.append(end + 3 if tokens[end + 2 : end + 3] in ((_MARK,), (_LINE,)) else end + 2)
+        return self.labels.intersection(tokens[start : start + n] for start in starts for n in self.label_lengths)
+
+
+def _between(prompts: Iterable[Words], labels: AbstractSet[Words]) -> AbstractSet[str]:
+    """Return the words that stand before several labels in these prompts, where a thing has one; numbers and labels are none."""
+    phrases = Phrases(list(labels))
+    labels_after: dict[str, set[int]] = {}
+    for tokens in prompts:
+        for start, number in phrases.found_in(tokens):
+            before = tokens[max(start - 2, 0) : start]
+            if before:
+                labels_after.setdefault(before[0] if before[-1] in _MARKS else before[-1], set()).add(number)
+    several = {word for word, after in labels_after.items() if len(after) > 1} - {*_MARKS}
+    return {word for word in several if (word,) not in labels and not any(map(str.isdigit, word))}
+
+
+def written_labels_note(personas: Sequence[Persona]) -> str | None:
+    """Return in a sentence how many test dialogues a train prompt answers, and what helps; None without any."""
+    written = written_labels(personas)
+    if not written:
+        return None
+    n_test = sum(len(persona.of_split("test")) for persona in personas)
+    answered = "is answered" if len(written) == 1 else "are answered"
+    return (
+        f"{len(written)} of {n_test} test dialogues {answered} in a train prompt of the same person, as in a list of what was rated so "
+        "far: a leak. Let prompts list only what no other row asks about."
+    )
+
+
+def written_labels(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
+    """Return (persona id, dialogue id) of the test dialogues whose label is written out in a train prompt of the same person.
+
+    What the question asks about, its words without those that all of the person's questions share before or after it, stands there as an
+    entry, and after it punctuation and the label, with a word between them at most: `Dune (1984): 4`, `"title": "Dune", "rating": 4`. Other
+    ratings of the person, as profiles hold them, are none. Time is proportional to the words.
+    """
+    return tuple((persona.id, dialogue_id) for persona in personas for dialogue_id in _written(persona))
+
+
+def _written(persona: Persona) -> Iterator[str]:
+    """Yield the ids of one person's test dialogues."""
+    train, test = persona.of_split("train"), persona.of_split("test")
+    prompts = {text: _tokens(text) for text in {turn.text for d in train + test for turn in d.turns if turn.role != "assistant"}}
+    asked = {d.id: tuple((_bare(prompts[question]), _bare(_tokens(answer))) for question, answer in _asked(d)) for d in train + test}
+    pairs = [pair for of_dialogue in asked.values() for pair in of_dialogue]
+    learnt = {prompts[turn.text] for dialogue in train for turn in dialogue.turns if turn.role != "assistant"}
+    form = _Form.of({question for question, _ in pairs}, frozenset(label for _, label in pairs), learnt)
+    ids_by_thing: dict[Words, dict[Words, set[str]]] = {}
+    for dialogue in test:
+        for question, label in asked[dialogue.id]:
+            for thing in _things(question, form) if label else ():
+                ids_by_thing.setdefault(thing, {}).setdefault(label, set()).add(dialogue.id)
+    things = list(ids_by_thing)
+    phrases = Phrases(things)
+    written: set[str] = set()
+    for tokens in learnt:
+        for start, number in phrases.found_in(tokens):
+            thing = things[number]
+            if start == 0 or tokens[start - 1] in _MARKS or _n_telling(thing, form.first_line | form.last_line) >= _TELLING:
+                for label in form.labels_after(tokens, start + len(thing)):
+                    written |= ids_by_thing[thing].get(label, set())
+    yield from (dialogue.id for dialogue in test if dialogue.id in written)
+
+
+def _asked(dialogue: Dialogue) -> Iterator[tuple[str, str]]:
+    """Yield the questions of a dialogue with their answers."""
+    for before, turn in zip(dialogue.turns, dialogue.turns[1:], strict=False):
+        if (before.role, turn.role) == ("user", "assistant"):
+            yield before.text, turn.text
+
+
+def _tokens(text: str) -> Words:
+    """Return the words of a text with a mark for punctuation between them; 4.0 is 4, and 4.5 is one word."""
+    plain = unicodedata.normalize("NFKC", unescaped(text)).casefold()
+    tokens: list[str] = []
+    end = 0
+    for cut in _CUT.finditer(plain):
+        tokens += words(plain[end : cut.start()])
+        end = cut.end()
+        if cut["number"]:
+            tokens.append(repr(float(cut["number"])).removesuffix(".0"))
+            continue
+        mark = _LINE if "\n" in cut[0] else _MARK
+        if tokens and tokens[-1] in _MARKS:
+            mark = max(tokens.pop(), mark, key=_MARKS.index)
+        tokens.append(mark)
+    return (*tokens, *words(plain[end:]))
+
+
+def _bare(tokens: Words) -> Words:
+    """Return the tokens without marks at both ends."""
+    start, end = 0, len(tokens)
+    while start < end and tokens[start] in _MARKS:
+        start += 1
+    while start < end and tokens[end - 1] in _MARKS:
+        end -= 1
+    return tokens[start:end]
+
+
+def _n_common(*texts: Words) -> int:
+    """Return the number of words with which all of these begin, one less than the shortest has at most."""
+    shortest = min(map(len, texts))
+    return next((n for n, column in enumerate(zip(*texts, strict=False)) if len(set(column)) > 1), max(shortest - 1, 0))
+
+
+def _line(tokens: Words) -> Words:
+    """Return the tokens up to the first line break."""
+    return tokens[: tokens.index(_LINE)] if _LINE in tokens else tokens
+
+
+def _shared(lines: Iterable[Words]) -> AbstractSet[str]:
+    """Return the words that stand in all of these lines."""
+    first, *others = lines
+    return frozenset(first).intersection(*others) - {*_MARKS}
+
+
+def _n_telling(thing: Words, shared: AbstractSet[str]) -> int:
+    return sum(word not in shared and word not in _MARKS for word in thing)
+
+
+def _things(question: Words, form: _Form) -> Iterator[Words]:
+    """Yield what a question may ask about: the end of its last line, or what its first line goes on with after the common beginning.
+
+    It begins, or ends, at a word that all questions share, or at the line's; what a label follows is an entry of the history.
+    """
+    last = _line(form.up_to_ending(question)[::-1])
+    for n in _bounds(last, form.last_line, form):
+        yield last[: min(n, _MOST_MATCHED)][::-1]
+    rest = _bare(question[form.n_beginning :])
+    first = _line(rest)
+    for n in _bounds(first, form.first_line, form):
+        if not form.labels_after(rest, n):
+            yield first[max(n - _MOST_MATCHED, 0) : n]
+
+
+def _bounds(line: Words, shared: AbstractSet[str], form: _Form) -> Iterator[int]:
+    """Yield how many words of a line, or of one that is reversed, may be a thing."""
+    for n in {*range(1, min(len(line), _MOST_MATCHED) + 1), len(line)}:
+        following = line[n : n + 2]
+        is_mark = following[:1] == (_MARK,)
+        bound = following[is_mark : is_mark + 1]
+        is_bound = not bound or bound[0] in shared or (is_mark and bound in form.labels)
+        if is_bound and line[n - 1 : n] not in ((), (_MARK,)) and _n_telling(line[:n], shared):
+            yield n

@@ -1,0 +1,201 @@
+"""Test rows that a train prompt of the same person answers are counted, however the prompts list what was rated; other lists are not."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from clusterlora.cli.data import data
+from clusterlora.data.leaks import leak_note
+from clusterlora.data.load import load
+from clusterlora.data.validate import examine
+from clusterlora.data.written_labels import written_labels
+from clusterlora.settings import DataSettings
+from clusterlora.values import Dialogue, Persona, Split, Turn
+
+Rated = Sequence[tuple[str, str]]
+Form = Callable[[Rated, str], str]
+
+_FIRST = ("Silent", "Golden", "Broken", "Last", "Hidden", "Red", "Lost", "Deep")
+_SECOND = ("River", "Empire", "Promise", "Garden", "Signal", "Harbor", "Winter", "Road")
+THINGS = {
+    "films": [f"The {a} {b} ({1950 + 8 * i + j})" for i, a in enumerate(_FIRST) for j, b in enumerate(_SECOND)],
+    "one word": [a + b.lower() for a in _FIRST for b in _SECOND],
+    "of the": [f"{a} of the {b}" for a in _FIRST for b in _SECOND],
+    "products": [f"B00{i:03d}FA64" for i in range(64)],
+    "reviews": [" ".join(f"{word}{i}x{n}" for n in range(9) for word in ("so", "and", "what")) for i in range(64)],
+    "chinese": [
+        a + b
+        for a in ("红色", "蓝色", "金色", "黑色", "白色", "银色", "青色", "紫色")
+        for b in ("河流", "帝国", "花园", "冬天", "影子", "道路", "港口", "信号")
+    ],
+}
+FORMS: dict[str, Form] = {
+    "lines": lambda rated, thing: "".join(f"{a}: {x}\n" for a, x in rated) + f"How many stars for {thing}?",
+    "newest first": lambda rated, thing: "So far:\n" + "".join(f"- {a}: {x}\n" for a, x in rated[::-1]) + f"How many stars for {thing}?",
+    "one line": lambda rated, thing: "; ".join(f"{a} -> {x}.0" for a, x in rated) + f". Stars for {thing}? Answer with a number.",
+    "json": lambda rated, thing: json.dumps([{"title": a, "rating": int(x)} for a, x in rated]) + f'\nRate "{thing}"',
+    "escaped": lambda rated, thing: json.dumps("".join(f"Thing: {a}\nRating: {x}\n\n" for a, x in rated)) + f"\nRate {thing}",
+    "turns": lambda rated, thing: "".join(f"User: how is {a}\nBot: {x}\n" for a, x in rated) + f"User: how is {thing}\nBot:",
+    "closed": lambda rated, thing: "".join(f"Q: is {a} any good?\nA: {x}\n" for a, x in rated) + f"Q: is {thing} any good?\nA:",
+    "question first": lambda rated, thing: f"Rate {thing}.\n\nHistory:\n" + "\n".join(f"{a}\t{x}" for a, x in rated),
+    "things alone": lambda rated, thing: "".join(f"{a} = {x}\n" for a, x in rated) + thing,
+    "things in a line": lambda rated, thing: "".join(f"{a} = {x}, " for a, x in rated) + thing,
+}
+
+
+def rater(things: Sequence[str], form: Form, *, n: int = 16, others: bool = False, in_order: bool = False) -> Persona:
+    """Return a person whose prompts list what they rated before, or as many `others`; `in_order` tests the last rows."""
+    rng = Random(0)
+    own = [(thing, str(rng.randint(1, 5))) for thing in rng.sample(things, 2 * n)]
+    tested = range(12, n) if in_order else range(1, n, 4)
+    rows: list[Dialogue] = []
+    for i, (thing, rating) in enumerate(own[:n]):
+        split: Split = "test" if i in tested else "train"
+        listed = own[n : n + i] if others else own[:i]
+        rows.append(Dialogue(f"{i}", (Turn("user", form(listed, thing)), Turn("assistant", rating)), split=split))
+    return Persona("ann", None, tuple(rows))
+
+
+@pytest.mark.parametrize("things", THINGS)
+@pytest.mark.parametrize("form", FORMS)
+def test_ratings_that_later_prompts_list_are_found_and_other_lists_are_none(form: str, things: str) -> None:
+    expected = tuple(("ann", f"{i}") for i in range(1, 16, 4))
+    assert written_labels([rater(THINGS[things], FORMS[form])]) == expected
+    assert written_labels([rater(THINGS[things], FORMS[form], others=True)]) == (), "profiles hold other things"
+    assert written_labels([rater(THINGS[things], FORMS[form], in_order=True)]) == (), "what comes last stands in no prompt before"
+
+
+def rows(*exchanges: tuple[str, str], tested: tuple[str, str], system: str | None = None) -> list[Persona]:
+    """Return a person with these to train on, and one to test."""
+    turns = [[*([Turn("system", system)] if system else ()), Turn("user", q), Turn("assistant", a)] for q, a in exchanges]
+    test = Dialogue("tested", (Turn("user", tested[0]), Turn("assistant", tested[1])), split="test")
+    return [Persona("ann", None, (*(Dialogue(f"{i}", tuple(t), split="train") for i, t in enumerate(turns)), test))]
+
+
+@pytest.mark.parametrize(
+    ("profile", "found"),
+    [
+        ("Toy Story: 2", True),
+        ("Toy Story (2)", True),
+        ("toy story – 2.0", True),
+        ("1. Toy Story: 2", True),
+        ("Toy Story: 2/5, Up: 3/5", True),
+        ("Toy Story, rated 2; Up, rated 3", True),
+        ("Toy Story: 4, 2; Up: 4, 3", False),
+        ("Toy Story: 4", False),
+        ("Toy Story: 2.5", False),
+        ("Toy Story 2: 4", False),
+        ("Toy Story Returns: 2", False),
+        ("A Toy Story: 2", False),
+        ("Another Story: 2", False),
+        ("Toy Story\nUp: 2", False),
+        ("Toy: 2", False),
+        ("2 Toy Story", False),
+    ],
+)
+def test_the_whole_thing_must_stand_there_as_an_entry_before_its_label(profile: str, found: bool) -> None:
+    prompts = [f"{profile}\nHow many stars for {thing}?" for thing in ("Cars", "Brave", "Finding Nemo")]
+    people = rows(*((prompt, rating) for prompt, rating in zip(prompts, "345", strict=True)), tested=("How many stars for Toy Story?", "2"))
+    assert bool(written_labels(people)) == found
+    system = rows(
+        *((f"How many stars for {t}?", r) for t, r in (("Cars", "3"), ("Up", "5"))),
+        tested=("How many stars for Toy Story?", "2"),
+        system=profile,
+    )
+    assert bool(written_labels(system)) == found, "in the system text of rows to train on"
+
+
+@pytest.mark.parametrize(("label", "found"), [("science fiction", True), ("fiction", False), ("sci-fi", False), ("[1]", False)])
+def test_a_label_may_be_several_words(label: str, found: bool) -> None:
+    prompts = [f"Dune, tag: science fiction. Alien, tag: horror.\nTag of {film}" for film in ("Cars", "Brave")]
+    people = rows((prompts[0], "horror"), (prompts[1], "science fiction"), tested=("Tag of Dune", label))
+    assert bool(written_labels(people)) == found
+
+
+def test_a_label_is_no_word_between_a_thing_and_another_label() -> None:
+    prompts = [f"Dune: horror, comedy. Alien: horror, drama.\nTag of {film}" for film in ("Cars", "Brave", "Up")]
+    learnt = zip(prompts, ("horror", "comedy", "drama"), strict=True)
+    assert written_labels(rows(*learnt, tested=("Tag of Dune", "comedy"))) == ()
+
+
+def test_labels_without_words_and_questions_without_any_are_no_problem() -> None:
+    assert written_labels(rows(("Cars: 👍\n Up?", "👍"), ("...", "👎"), tested=("Cars?", "👍"))) == ()
+    assert written_labels(rows(("???", "4"), ("", "3"), tested=("!", "4"))) == ()
+    assert written_labels(rows(("???", "4"), ("Story: 2\nUp", "3"), tested=("Toy Story?", "2"))) == ()
+    assert written_labels([Persona("ann", None, ())]) == ()
+
+
+def growing() -> Iterator[dict[str, Any]]:
+    rng = Random(1)
+    for name in ("ann", "bob", "cem"):
+        own = [(thing, rng.randint(1, 5)) for thing in rng.sample(THINGS["films"], 20)]
+        for i, (thing, rating) in enumerate(own):
+            listed = "".join(f"{a}: {x}\n" for a, x in own[:i])
+            yield {"persona_id": name, "prompt": f"{listed}How many stars for {thing}?", "response": str(rating)}
+
+
+def test_answered_test_rows_are_said_by_validate_by_a_study_and_in_its_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in growing()))
+    settings = DataSettings(source="table", path=str(path), task="rating", train=12, val=4, test=4)
+    with caplog.at_level(logging.WARNING):
+        dataset = load(settings)
+    answered = [
+        (person.id, dialogue.id)
+        for person in dataset.personas
+        for dialogue in person.of_split("test")
+        if any(
+            f"{dialogue.turns[0].text.split('How many stars for ')[1][:-1]}: {dialogue.turns[1].text}\n" in learnt.turns[0].text
+            for learnt in person.of_split("train")
+        )
+    ]
+    n_test = sum(len(person.of_split("test")) for person in dataset.personas)
+    assert len(answered) >= 6, "own splits know nothing of the order"
+    assert list(written_labels(dataset.personas)) == answered
+    assert examine(settings).written_labels == len(answered)
+    told = f"{len(answered)} of {n_test} test dialogues are answered in a train prompt of the same person"
+    assert told in caplog.text
+    assert str(leak_note(dataset.personas, labelled=True)).startswith(told)
+    options = ["--data", str(path), "--set", "data.task=rating", "--set", "data.train=12", "--set", "data.val=4", "--set", "data.test=4"]
+    shown = CliRunner().invoke(data, ["validate", *options])
+    assert f"answered in a prompt     {len(answered)} of {n_test} test dialogues, in one to train on: a leak" in shown.stdout
+    as_json = json.loads(CliRunner().invoke(data, ["validate", "--json", *options]).stdout)
+    assert as_json["written_labels"] == len(answered)
+    texts = examine(DataSettings(source="table", path=str(path), train=12, val=4, test=4))
+    assert texts.written_labels is None, "answers are text"
+
+
+def n_calls(person: Persona) -> int:
+    """Return how many Python functions are called or resumed while a person's labels are looked for."""
+    calls = 0
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        list(written_labels([person]))
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_twice_the_rows_are_twice_the_work_where_prompts_list_the_last_five(form: str) -> None:
+    things = [f"thing {i} of the house" for i in range(1000)]
+
+    def last_five(rated: Rated, thing: str) -> str:
+        return FORMS[form](rated[-5:], thing)
+
+    few, many = (n_calls(rater(things, last_five, n=n)) for n in (40, 160))
+    assert many < 6 * few, "of four times as many"
