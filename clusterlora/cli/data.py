@@ -195,7 +195,9 @@ def _print_summary(summary: "DataSummary") -> None:
                 "several people"
             )
         elif field.name == "written_labels" and value:
-            value = f"{value} of {summary.test} test dialogues, in one to train on: a leak; let prompts list only what no other row asks about"
+            value = (
+                f"{value} of {summary.test} test dialogues, in one to train on: a leak; let prompts list only what no other row asks about"
+            )
         elif field.name == "other_shares":
             value = f"{len(value)} personas (first: {value[0]})" if value else "nobody"
         name = _NAMES.get(field.name, field.name.replace("_", " "))

@@ -24,7 +24,7 @@ Rated = Sequence[tuple[str, str]]
 Form = Callable[[Rated, str], str]
 
 _FIRST = ("Silent", "Golden", "Broken", "Last", "Hidden", "Red", "Lost", "Deep")
-_SECOND = ("River", "Empire", "Promise", "Garden", "Signal", "Harbor", "Winter", "Road")
+_SECOND = ("River", "Empire", "Promise", "Garden", "Signal", "Castle", "Winter", "Road")
 THINGS = {
     "films": [f"The {a} {b} ({1950 + 8 * i + j})" for i, a in enumerate(_FIRST) for j, b in enumerate(_SECOND)],
     "one word": [a + b.lower() for a in _FIRST for b in _SECOND],
