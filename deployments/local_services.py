@@ -248,6 +248,14 @@ def status(home: Path) -> LocalServices | None:
     return LocalServices(home, state.ports, running, results=_results(state, running)) if running else None
 
 
+def results_of_client(home: Path) -> Mapping[str, str]:
+    """Return where a command of this shell reads and writes results, as variables: folder and database of the services, also of such that
+    all died, unless its environment names others.
+    """
+    state = services_state.load(home)
+    return service_specs.results_of(services_environment.of_client(_results(state, state.running())))
+
+
 def dead_processes(home: Path) -> tuple[str, ...]:
     """Return the names of processes that ended without being stopped: they are in the saved state, but not alive."""
     return services_state.load(home).dead()

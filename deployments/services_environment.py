@@ -1,7 +1,7 @@
 """The environment of the local services: one shell started them, and what is started or asked later from another one works with theirs.
 
 Folder and database of the results, `results_of` an environment, are in the services' state until they are stopped: a command of another
-shell that starts them again after all of them died goes on with these.
+shell that reads them, or starts the services again, goes on with these, also after all of them died (`of_client`).
 """
 
 import os
@@ -31,7 +31,11 @@ def of_services(running: Mapping[str, Process]) -> Mapping[str, str] | None:
 
 
 def of_client(results: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the environment of this process with the results of the services, unless it names another folder or database."""
+    """Return the environment of this process with the results of the services, unless it names another folder or database.
+
+    Args:
+        results: where services write, or wrote until all of them died; none where there are none.
+    """
     own = _without_mlflows(os.environ)
     return {**own, **results} if named_results().items() <= results.items() else own
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clusterlora.cli.orchestration import deployments, services_home
+from clusterlora.cli.orchestration import deployments, results_here, services_home
 from clusterlora.cli.persona import forget_restored
 from clusterlora.cli.progress import echo_stderr
 from clusterlora.errors import ClusterLoraError, counted
@@ -61,9 +61,7 @@ def restore(file: Path, as_json: bool) -> None:
 
 def _place() -> Any:
     """Return the installation that the other commands of this shell use."""
-    home = services_home()
-    running = deployments("local_services").status(home)
-    results = deployments("service_specs").results_of(running.environment() if running else os.environ)
+    home, results = services_home(), results_here()
     return deployments("backup").Place(
         results=Path(results["CLUSTERLORA_HOME"]), services=home, database=results["CLUSTERLORA_DATABASE_URL"]
     )

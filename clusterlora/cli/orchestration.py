@@ -30,7 +30,8 @@ def deployments(module: str) -> ModuleType:
 
 
 def use_local_services(*, keep_up: bool = False) -> None:
-    """Set the addresses of the local services in this process's environment if they run; variables that are set keep their values.
+    """Set the addresses of the local services in this process's environment if they run, and where the results are, also if they all died;
+    variables that are set keep their values.
 
     Args:
         keep_up: register the command as a user until it ends, so that no other command stops the services meanwhile.
@@ -50,9 +51,9 @@ def use_local_services(*, keep_up: bool = False) -> None:
         else:
             running = local_services.status(home)
     except ServiceDown as problem:
-        # Results and database can be read without servers.
-        _tell_once(problem)
-    environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("service_specs").results_home())}
+        _tell_once(str(problem))
+    results = results_here()
+    environment = running.environment() if running else results
     for address, prefix in (("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"), ("PREFECT_API_URL", "PREFECT_API_")):
         # The local passwords are not sent to another server.
         if os.environ.get(address, environment.get(address)) != environment.get(address):
@@ -61,6 +62,23 @@ def use_local_services(*, keep_up: bool = False) -> None:
         # Folder and database that are set to nothing are as if they were not; an address that is names no server.
         if name not in os.environ or (name.startswith("CLUSTERLORA_") and not os.environ[name]):
             os.environ[name] = value
+
+
+def results_here() -> Mapping[str, str]:
+    """Return folder and database of the results, as variables: where `clusterlora up` in this shell would have them written.
+
+    Those of the services count, be they running or dead, unless this shell names others; that they do is told, as a line.
+    """
+    local_services = deployments("local_services")
+    try:
+        results = local_services.results_of_client(services_home())
+    except ServiceDown as problem:
+        # Results and database can be read without servers.
+        _tell_once(str(problem))
+        return deployments("service_specs").results_of(os.environ)
+    if line := deployments("services_environment").adopted(results):
+        _tell_once(line)
+    return results
 
 
 def in_prefect(recorded: Mapping[str, str]) -> dict[str, Any]:
@@ -73,17 +91,17 @@ def in_prefect(recorded: Mapping[str, str]) -> dict[str, Any]:
         services = deployments("local_services").status(services_home())
         return deployments("prefect_status").local_studies(recorded, services) if services is not None and recorded else {}
     except ServiceDown as problem:
-        _tell_once(problem)
+        _tell_once(str(problem))
         return {}
 
 
-def _tell_once(problem: ServiceDown) -> None:
-    """Print what is wrong with the local services, which a command may look for several times, once in a command."""
+def _tell_once(line: str) -> None:
+    """Print what there is to say of the local services, which a command may look for several times, once in a command."""
     context = click.get_current_context(silent=True)
     told: set[str] = context.meta.setdefault("clusterlora.told", set()) if context is not None else set()
-    if str(problem) not in told:
-        told.add(str(problem))
-        echo_stderr(str(problem))
+    if line not in told:
+        told.add(line)
+        echo_stderr(line)
 
 
 def tell_champion_moved(study: str, message: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from clusterlora import private_files
 from clusterlora.cli import main
+from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.errors import BadSettings
 from clusterlora.models import device
 from deployments import fork_server, local_services, processes, service_specs, services_state
@@ -193,10 +194,13 @@ def test_a_command_that_names_the_folder_or_the_database_of_the_workers_works_wi
         up(home)
 
 
-def test_backup_and_doctor_are_about_the_folder_of_the_running_services(
-    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("alive", [True, False])
+def test_backup_and_doctor_are_about_the_folder_of_the_services_also_of_those_that_all_died(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], alive: bool
 ) -> None:
-    up(home)
+    services, _ = up(home)
+    if not alive:
+        processes.stop(list(services.running.values()), patience_seconds=0)
     monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(home))
     for change in (partial(monkeypatch.setenv, value=""), monkeypatch.delenv):
         for name in ("CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"):
@@ -204,9 +208,12 @@ def test_backup_and_doctor_are_about_the_folder_of_the_running_services(
         place = import_module("clusterlora.cli.backup")._place()
         assert (place.results, place.database) == (tmp_path / "first", f"sqlite:///{tmp_path}/first.db")
     with patch.dict(os.environ):
+        capsys.readouterr()
         main(["doctor", "--json"])
-    (check,) = [check for check in json.loads(capsys.readouterr().out) if check["what"] == "results"]
+    told = capsys.readouterr()
+    (check,) = [check for check in json.loads(told.out) if check["what"] == "results"]
     assert check["found"].startswith(f"{tmp_path}/first:")
+    assert told.err.count(f"results are in {tmp_path}/first") == 1
     assert (tmp_path / "first.db").is_file()
 
 
@@ -229,6 +236,57 @@ def test_services_that_all_died_are_started_again_where_their_results_are(
     )
     local_services.down(home)
     assert services_state.load(home).results == {}
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_command_that_has_read_the_results_goes_on_where_they_are_and_says_where(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], alive: bool
+) -> None:
+    first, _ = up(home)
+    if not alive:
+        processes.stop(list(first.running.values()), patience_seconds=0)
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(home))
+    for name in ("CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"):
+        monkeypatch.delenv(name)
+    with patch.dict(os.environ):
+        # As `study run`, `permute` and `refresh` do, which then start what does not run.
+        stores = open_local_stores()
+        assert stores.home == tmp_path / "first"
+        assert (tmp_path / "first.db").is_file()
+        second, told = up(home)
+    assert services_state.load(home).results == first.results
+    assert {one["CLUSTERLORA_HOME"] for one in environments(second).values()} == {str(tmp_path / "first")}
+    assert f"results are in {tmp_path}/first, as in the shell that started the servers" in capsys.readouterr().err
+    assert not any("results are in" in line for line in told), "it is told once"
+
+
+def test_a_shell_that_names_other_results_than_services_that_died_has_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = up(home)
+    processes.stop(list(first.running.values()), patience_seconds=0)
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(home))
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "second"))
+    monkeypatch.delenv("CLUSTERLORA_DATABASE_URL")
+    place = import_module("clusterlora.cli.backup")._place()
+    assert (place.results, place.database) == (tmp_path / "second", f"sqlite:///{tmp_path}/second/clusterlora.db")
+    with patch.dict(os.environ):
+        assert open_local_stores().home == tmp_path / "second"
+        second, _ = up(home)
+    assert {one["CLUSTERLORA_HOME"] for one in environments(second).values()} == {str(tmp_path / "second")}
+    assert "results are in" not in capsys.readouterr().err
+
+
+def test_what_this_shell_names_is_backed_up_where_the_state_of_the_servers_is_damaged(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(home))
+    state = (home / "stack.json").read_text()
+    (home / "stack.json").write_text("{")
+    place = import_module("clusterlora.cli.backup")._place()
+    assert (place.results, place.database) == (tmp_path / "first", f"sqlite:///{tmp_path}/first.db")
+    assert "is damaged" in capsys.readouterr().err
+    (home / "stack.json").write_text(state)
 
 
 def test_what_a_server_adds_to_its_environment_reaches_no_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
