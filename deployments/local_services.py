@@ -89,6 +89,7 @@ def up(
 def _up(home: Path, workers: int | None, host: str | None, user: str | None, log: Callable[[str], None]) -> LocalServices:
     with _starting(home, log):
         state = services_state.load(home)
+        before = replace(state)
         other_users = state.other_users(services_state.this_process())
         running = state.running()
         results = _results(state, running)
@@ -104,18 +105,7 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
         state.ports = _with_host(_free_addresses(state.ports, running), running, host)
         servers = service_specs.servers(home, state.ports, environment)
         specs_of = partial(service_specs.workers, home, state.ports, environment=environment)
-        # A study that nobody watches uses the workers, too.
-        used_by = other_users or (_unfinished_runs(home, state) if workers is not None and running else ())
-        if workers is None or local_workers.may_change(specs_of(n_gpu_workers=workers), running, used_by, log):
-            state.workers = workers or state.workers
-        worker_specs = specs_of(n_gpu_workers=state.workers)
         fork_server = service_specs.fork_server(home, state.ports, environment)
-        fork_servers = (fork_server,) if fork_server else ()
-        names = {spec.name for spec in (*servers, *fork_servers, *worker_specs)}
-        surplus = [name for name in running if name not in names]
-        if workers is not None:
-            local_workers.stop_surplus(surplus, running, used_by, log)
-            local_workers.forget_stopped((name for name in surplus if name not in running), _address(home, state))
         state.processes = running
         started: list[str] = []
 
@@ -130,10 +120,12 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
         try:
             private_files.make_folder(home / "mlflow")
             # The fork server starts early: its imports take as long as the servers need to start.
-            for spec in (*servers, *fork_servers):
+            for spec in (*servers, *([fork_server] if fork_server else [])):
                 ensure(spec)
             _wait(home, servers[:1], running)
             state.applied = _apply(home, state.ports, state.applied, log)
+            # The Prefect server knows what uses the workers, and may have been started just now.
+            worker_specs = local_workers.settled(state, specs_of, workers, other_users, _address(home, state), log, known=before.processes)
             for spec in worker_specs:
                 ensure(spec)
             _wait(home, servers, running)
@@ -141,6 +133,8 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
             # Other users need these processes, even if the program that restarted them is interrupted.
             if not (state.kept or other_users):
                 processes.stop([running[name] for name in started])
+                # Nothing of this try is left, such as where its results were to be.
+                before.save(home)
             raise
         if user is None:
             state.kept = True
@@ -209,7 +203,11 @@ def release(home: Path, *, keep: bool = False, log: Callable[[str], None]) -> tu
         state.save(home)
         if state.kept or not state.running():
             return ()
-        if users := state.other_users(this_process) or _unfinished_runs(home, state):
+        users = state.other_users(this_process)
+        if not users:
+            with suppress(ServiceDown):
+                users = _unfinished_runs(home, state)
+        if users:
             log(f"the servers stay up for {', '.join(users)}")
             return ()
         log("stopping servers and workers")

@@ -37,7 +37,7 @@ def crash_dead_runs(client: "SyncPrefectClient") -> tuple[str, ...]:
 
 def _is_dead(run: "FlowRun", client: "SyncPrefectClient") -> bool:
     if run.infrastructure_pid:
-        return not is_flow_process(int(run.infrastructure_pid))
+        return not may_live(run.infrastructure_pid)
     if run.deployment_id is None and run.parent_task_run_id is not None:
         parent = client.read_task_run(run.parent_task_run_id).flow_run_id
         return parent is not None and _ended(parent, client)
@@ -47,6 +47,14 @@ def _is_dead(run: "FlowRun", client: "SyncPrefectClient") -> bool:
 def _ended(run_id: UUID, client: "SyncPrefectClient") -> bool:
     state = client.read_flow_run(run_id).state
     return state is not None and state.is_final()
+
+
+def may_live(pid: str | None) -> bool:
+    """Return whether a run may live, by what its worker called its process; one without may be about to begin.
+
+    A container is no process of this machine, and what Prefect calls it is no number: its own worker tells how it ends.
+    """
+    return not pid or not pid.isdecimal() or is_flow_process(int(pid))
 
 
 def is_flow_process(pid: int) -> bool:

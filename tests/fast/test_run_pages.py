@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled
 
-from deployments import local_workers, waiting_runs
+from deployments import local_workers, supervise, waiting_runs
 from deployments.prefect_status import studies_in_prefect
 from deployments.supervise import crash_dead_runs
 from tasks import outcome, refreshes
@@ -67,6 +67,14 @@ def test_all_runs_whose_process_died_are_crashed(server: Any) -> None:
     assert {state.type for state in server.states.values()} == {StateType.CRASHED}
 
 
+def test_a_run_in_a_container_counts_as_living_until_its_worker_says_that_it_ended(server: Any, paged: list[dict[str, Any]]) -> None:
+    container = "http+docker://localhost:3f2a9c"
+    server.runs[0].infrastructure_pid = container
+    assert server.runs[0].name not in crash_dead_runs(server)
+    paged.append({"id": 1, "name": "train", "deployment_id": "train", "infrastructure_pid": container})
+    assert local_workers.unfinished_runs({}) == ("train",)
+
+
 def test_a_refresh_beyond_the_first_page_is_found(server: Server, stores: Any) -> None:
     server.runs[-1].parameters = {"request": {"study_name": "small"}}
     assert refreshes.refresh_under_way("small", stores) == server.runs[-1].name
@@ -89,7 +97,7 @@ def test_the_services_stay_up_for_a_live_run_behind_a_page_of_dead_ones(
     paged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paged += [{"id": n, "name": f"run {n}", "deployment_id": "study", "infrastructure_pid": str(n)} for n in range(1, N_RUNS + 1)]
-    monkeypatch.setattr(local_workers, "is_flow_process", lambda pid: pid == N_RUNS)
+    monkeypatch.setattr(supervise, "is_flow_process", lambda pid: pid == N_RUNS)
     assert local_workers.unfinished_runs({}) == (f"run {N_RUNS}",)
 
 

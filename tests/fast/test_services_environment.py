@@ -4,22 +4,24 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from email.message import Message
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.error import HTTPError
 
 import pytest
 
 from clusterlora import private_files
 from clusterlora.cli import main
 from clusterlora.cli.local_stores import open_local_stores
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadSettings, ServiceDown
 from clusterlora.models import device
-from deployments import fork_server, local_services, processes, service_specs, services_state
+from deployments import fork_server, local_services, local_workers, prefect_rest, processes, service_specs, services_state
 from deployments.local_services import LocalServices
 from deployments.processes import Process
 from deployments.service_specs import Addresses, ServiceSpec
@@ -28,6 +30,7 @@ pytestmark = [pytest.mark.whole, pytest.mark.skipif(sys.platform != "linux", rea
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(3600)")
 PAGE = "import http.server as http, sys; http.test(http.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
+UNWATCHED = {"id": "1", "name": "study · left", "deployment_id": "study", "infrastructure_pid": None}
 WORKERS, FORK_SERVER, SERVERS = service_specs.workers, service_specs.fork_server, service_specs.servers
 
 
@@ -55,6 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(service_specs, "fork_server", forks_nothing)
     monkeypatch.setattr(service_specs, "usable_cores", lambda: 16)
     monkeypatch.setattr(local_services, "_apply", lambda *_: None)
+    in_prefect(monkeypatch)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "first"))
     monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", f"sqlite:///{tmp_path}/first.db")
@@ -64,6 +68,25 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     services_state.ServicesState(Addresses(service_specs.free_port(), service_specs.free_port())).save(stack)
     yield stack
     local_services.down(stack)
+
+
+def in_prefect(monkeypatch: pytest.MonkeyPatch, *runs: Mapping[str, Any], refused: Collection[str] = ()) -> list[str]:
+    """Let the Prefect server know these unfinished runs, while it is alive; return the names of the workers that it is asked to forget."""
+    forgotten: list[str] = []
+
+    def request(path: str, *_: Any, environment: Mapping[str, str], method: str | None = None, **_options: Any) -> Any:
+        server = services_state.load(Path(environment["CLUSTERLORA_STACK_HOME"])).processes.get("prefect-server")
+        if server is None or not processes.alive(server):
+            raise ServiceDown("no answer") from OSError("connection refused")
+        if method == "DELETE":
+            forgotten.append(worker := path.rpartition("/")[2])
+            if worker in refused:
+                raise ServiceDown("unknown worker") from HTTPError(path, 404, "unknown worker", Message(), None)
+            return None
+        return list(runs)
+
+    monkeypatch.setattr(prefect_rest, "request", request)
+    return forgotten
 
 
 def up(home: Path, **options: Any) -> tuple[LocalServices, list[str]]:
@@ -351,11 +374,94 @@ def test_while_a_study_uses_the_workers_all_of_them_stay(home: Path) -> None:
 @pytest.mark.parametrize("n", [1, 4])
 def test_while_a_study_runs_that_nobody_watches_all_workers_stay(home: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     first, _ = up(home, workers=2)
-    monkeypatch.setattr(local_services, "_unfinished_runs", lambda *_: ("study · left",))
+    in_prefect(monkeypatch, UNWATCHED)
     second, told = up(home, workers=n)
     assert second.running == first.running
     assert "the workers stay as they are for study · left" in told
     assert services_state.load(home).workers == 2
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_no_worker_is_stopped_under_a_study_that_nobody_watches_where_the_prefect_server_has_died(
+    home: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    in_prefect(monkeypatch, UNWATCHED)
+    first, _ = up(home, workers=2)
+    processes.stop([first.running["prefect-server"]], patience_seconds=0)
+    second, told = up(home, workers=n)
+    assert second.started == ("prefect-server",)
+    assert "the workers stay as they are for study · left" in told
+    assert services_state.load(home).workers == 2
+
+
+def test_no_worker_is_stopped_while_the_prefect_server_does_not_say_whether_a_study_uses_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = up(home, workers=2)
+
+    def request(*_: Any, **_options: Any) -> Any:
+        raise ServiceDown("the Prefect server does not answer")
+
+    monkeypatch.setattr(prefect_rest, "request", request)
+    with pytest.raises(ServiceDown, match="does not answer"):
+        up(home, workers=4)
+    services = local_services.status(home)
+    assert services is not None
+    assert services.running == first.running
+
+
+def test_prefect_forgets_every_worker_that_was_stopped_also_one_that_it_never_knew(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    up(home, workers=4)
+    forgotten = in_prefect(monkeypatch, refused=["gpu-2"])
+    up(home, workers=2)
+    assert forgotten == ["gpu-2", "gpu-3"]
+
+
+def test_prefect_forgets_a_worker_that_ended_as_its_server_moved_and_is_not_wanted_any_more(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = up(home, workers=4)
+    forgotten = in_prefect(monkeypatch)
+    processes.stop([first.running["mlflow-server"]], patience_seconds=0)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", first.addresses.mlflow_port))
+        taken.listen()
+        up(home, workers=2)
+    assert sorted(forgotten) == ["gpu-2", "gpu-3"]
+
+
+def test_a_server_that_does_not_answer_is_asked_once_to_forget_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def request(path: str, **_: Any) -> Any:
+        asked.append(path)
+        raise ServiceDown("no answer") from TimeoutError("timed out")
+
+    monkeypatch.setattr(prefect_rest, "request", request)
+    local_workers.forget_stopped(["worker-cpu", "worker-gpu-0", "fork-server"], {})
+    assert asked == ["work_pools/cpu/workers/cpu"]
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_a_start_that_is_interrupted_leaves_nothing_of_what_its_shell_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, died: bool
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if died:
+        processes.stop(list(up(home, user="study one")[0].running.values()), patience_seconds=0)
+    before = services_state.load(home)
+    assert bool(before.results) == died
+    for name in ("CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "tried"))
+    monkeypatch.setattr(local_services, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        up(home, workers=3, host="localhost", user="study two")
+    assert services_state.load(home) == before
+    assert local_services.status(home) is None
 
 
 def test_of_a_process_that_has_ended_no_environment_is_told() -> None:
