@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ import click
 from clusterlora.cli.base_memory import base_memory, study_to_measure
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.orchestration import deployments, in_prefect, services_home
-from clusterlora.errors import ServiceDown
-from clusterlora.models.device import usable_cores
+from clusterlora.errors import ClusterLoraError, ServiceDown
+from clusterlora.models.device import DEVICES_VARIABLE, named_devices, usable_cores
 
 if TYPE_CHECKING:
     from clusterlora.settings import Study
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _DISK_BYTES = 5_000_000_000
 _MEMORY_BYTES = 4_000_000_000
 _PORTS = (4200, 5000)
+_CPU = f"set it to nothing ({DEVICES_VARIABLE}=) for the CPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...],
     if base_model is None and file is None and settings:
         raise click.UsageError("--set changes a study or how a base is trained; name it with --config or --base-model")
     study = None if base_model is None and file is None else study_to_measure(base_model, file, settings)
-    memory = [] if study is None or base_model is None else [Check("base model", *base_memory(study))]
+    memory = [] if study is None or base_model is None else [_base_model(study)]
     power = [] if study is None or file is None else [_power(study, file)]
     checks = [*_checks(), *memory, *power]
     if as_json:
@@ -64,16 +66,29 @@ def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...],
         raise click.exceptions.Exit(1)
 
 
+def _base_model(study: "Study") -> Check:
+    """Return whether training on the study's base fits; where that cannot be measured, why not: the other checks may say what to mend."""
+    from clusterlora.models.device import unseen_gpu
+
+    try:
+        if unseen := unseen_gpu():
+            return Check("base model", False, f"not measured: {unseen}", _CPU)
+        return Check("base model", *base_memory(study))
+    except (ClusterLoraError, OSError) as problem:
+        return _failed("base model", problem)
+    except ImportError as problem:
+        return Check("base model", False, f"not measured: {problem}", "run: make install")
+
+
 def _power(study: "Study", file: Path) -> Check:
     """Return what the study's comparison can show on the people of its data; a study that can show nothing does not fail."""
     from clusterlora.comparison.power import expected_clusters, study_power, why_no_power
     from clusterlora.data.validate import examine
-    from clusterlora.errors import BadData
     from clusterlora.planning.ladder import REFERENCE
 
     try:
         summary = examine(study.data)
-    except BadData as problem:
+    except ClusterLoraError as problem:
         return Check("data", False, str(problem).splitlines()[0], f"run: clusterlora data validate --config {file}")
     if summary.refusal is not None:
         return Check("data", False, summary.refusal.splitlines()[0], f"run: clusterlora data validate --config {file}")
@@ -128,16 +143,17 @@ def _disk(what: str, folder: Path) -> Check:
     )
 
 
-def _failed(what: str, problem: ServiceDown) -> Check:
-    """Return a failed check; the last part of an error's message is what helps."""
-    found, _, fix = str(problem).rpartition("; ")
-    return Check(what, False, found, fix)
+def _failed(what: str, problem: Exception) -> Check:
+    """Return a failed check; the last part of an error's message is what helps, where it has several."""
+    message = " ".join(str(problem).splitlines())
+    found, _, fix = message.rpartition("; ")
+    return Check(what, False, found or message, fix if found else "")
 
 
 def _database() -> Check:
     try:
         n_studies = len(open_local_stores().studies.studies())
-    except ServiceDown as problem:
+    except ClusterLoraError as problem:
         return _failed("database", problem)
     return Check("database", True, f"{n_studies} {'study' if n_studies == 1 else 'studies'}")
 
@@ -176,19 +192,28 @@ def _pools(services: Any) -> Iterator[Check]:
         yield Check("pools", False, str(problem))
         return
     yield from (Check(f"pool {problem.pool}", False, problem.what, problem.fix) for problem in problems)
-    recorded = {name: status for name, status, _ in open_local_stores().studies.studies() if status in ("running", "cancelled")}
+    recorded: dict[str, str] = {}
+    # That the database cannot be read is a check of its own.
+    with suppress(ClusterLoraError):
+        recorded = {name: status for name, status, _ in open_local_stores().studies.studies() if status in ("running", "cancelled")}
     for name, seen in in_prefect(recorded).items():
         yield from (Check(f"study {name}", True, note.what, note.fix) for note in seen.notes)
 
 
 def _gpu() -> Check:
-    from clusterlora.models.device import DEVICES_VARIABLE, unseen_gpu
+    from clusterlora.models.device import unseen_gpu
 
-    unseen, tool = unseen_gpu(), shutil.which("nvidia-smi")
+    none = Check("GPU", True, "none; training uses the CPU, enough for homelm and small studies")
+    tool = shutil.which("nvidia-smi")
+    if tool is None and not named_devices(os.environ.get(DEVICES_VARIABLE, "")):
+        return none
+    try:
+        import torch
+    except (ImportError, OSError) as problem:
+        return Check("GPU", False, f"PyTorch cannot be imported: {problem}", "run: make install")
+    unseen = unseen_gpu()
     if tool is None:
-        if unseen:
-            return Check("GPU", False, unseen, f"set it to nothing ({DEVICES_VARIABLE}=) for the CPU")
-        return Check("GPU", True, "none; training uses the CPU, enough for homelm and small studies")
+        return Check("GPU", False, unseen, _CPU) if unseen else none
     query = [tool, "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader"]
     completed = subprocess.run(query, capture_output=True, text=True, check=False)
     if completed.returncode != 0:
@@ -198,8 +223,6 @@ def _gpu() -> Check:
             f"nvidia-smi fails: {completed.stdout.strip() or completed.stderr.strip():.100}",
             "repair the driver, or hide it",
         )
-    import torch
-
     usable = torch.cuda.is_available()
     fix = "" if usable else "install a torch built for its CUDA driver: https://pytorch.org/get-started/locally"
     if unseen:

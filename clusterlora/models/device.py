@@ -37,10 +37,12 @@ def usual_device() -> str:
 
 def unseen_gpu() -> str | None:
     """Return that this process was given a GPU which PyTorch does not see; None where that is not so."""
+    given = os.environ.get(DEVICES_VARIABLE, "")
+    if not named_devices(given):
+        return None
     import torch
 
-    given = os.environ.get(DEVICES_VARIABLE, "")
-    if torch.cuda.is_available() or not named_devices(given):
+    if torch.cuda.is_available():
         return None
     return f"{DEVICES_VARIABLE} = {given!r} gives this process a GPU, and PyTorch sees none"
 

@@ -258,4 +258,4 @@ def test_the_doctor_refuses_a_base_that_cannot_be_asked(folder: Path, capsys: py
     assert "base model" in capsys.readouterr().out
     (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}")
     assert main(["doctor", "--base-model", str(folder)]) == 1
-    assert "the chat template of" in capsys.readouterr().err
+    assert "BAD base model   the chat template of" in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """The lock on a device is real: other processes wait for it, and it dies with its holder."""
 
 import fcntl
+import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from prefect.logging import disable_run_logger
 
+from clusterlora.cli import main
 from clusterlora.engine.base import frozen_base
 from clusterlora.errors import BadSettings
 from clusterlora.models.model_cache import base_model, embedder
@@ -120,6 +123,51 @@ def test_the_doctor_says_that_a_gpu_that_was_given_is_not_seen(monkeypatch: pyte
     assert check.found == "CUDA_VISIBLE_DEVICES = '3' gives this process a GPU, and PyTorch sees none"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert doctor._gpu().good
+
+
+def test_the_doctor_checks_all_else_where_a_base_cannot_be_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "stack"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    seen_by_pytorch(monkeypatch, gpu=False)
+    assert main(["doctor", "--base-model", "homelm", "--json"]) == 1
+    found = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+    assert {"python", "database", "servers", "homelm"} <= found.keys()
+    assert [name for name in ("GPU", "base model") if found[name]["good"]] == []
+    assert found["base model"]["found"].startswith("not measured: CUDA_VISIBLE_DEVICES = '3' gives this process a GPU")
+    assert "clusterlora doctor" not in json.dumps(found["base model"])
+
+
+WITHOUT_TORCH = """
+import sys
+from importlib.machinery import PathFinder
+
+class Others(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == "torch" else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Others
+from clusterlora.cli import main
+sys.exit(main(["doctor", "--base-model", "homelm", "--json"]))
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("devices", ["", "0"])
+def test_the_doctor_says_that_pytorch_is_missing_and_checks_all_else(tmp_path: Path, devices: str) -> None:
+    homes = {"CLUSTERLORA_HOME": str(tmp_path / "studies"), "CLUSTERLORA_STACK_HOME": str(tmp_path / "stack")}
+    environment = {**os.environ, **homes, "CUDA_VISIBLE_DEVICES": devices, "PATH": str(tmp_path)}
+    completed = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], env=environment, capture_output=True, text=True, check=False)
+    assert completed.returncode == 1, completed.stderr
+    found = {check["what"]: check for check in json.loads(completed.stdout)}
+    assert {"python", "database", "servers", "homelm"} <= found.keys()
+    assert (found["packages"]["found"], found["packages"]["fix"]) == ("missing: torch", "run: make install")
+    assert found["GPU"]["good"] == (devices == "")
+    assert (found["base model"]["good"], found["base model"]["fix"]) == (False, "run: make install")
 
 
 def test_a_command_of_its_own_refuses_to_load_a_base_without_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,18 @@ def test_services_that_all_died_are_started_again_where_their_results_are(
     assert services_state.load(home).results == {}
 
 
+def test_the_doctor_checks_all_else_where_servers_run_and_the_database_is_damaged(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    up(home)
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(home))
+    (tmp_path / "first.db").write_text("a note" * 1000)
+    with patch.dict(os.environ):
+        assert main(["doctor", "--json"]) == 1
+    found = {check["what"]: check["good"] for check in json.loads(capsys.readouterr().out)}
+    assert (found["database"], found["servers"], found["homelm"]) == (False, True, True)
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_command_that_has_read_the_results_goes_on_where_they_are_and_says_where(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], alive: bool
