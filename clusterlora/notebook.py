@@ -18,7 +18,7 @@ from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.stages.compare import Compared, compared
-from clusterlora.wiring import from_environment
+from clusterlora.wiring import from_environment, results_home
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,8 @@ class Study:
         """Open a study.
 
         Args:
-            home: the folder of the results, in the place of CLUSTERLORA_HOME or ./studies; other addresses are the environment's.
+            home: the folder of the results, in the place of CLUSTERLORA_HOME or ./studies; other addresses are the environment's. No
+                server is asked: where they keep results elsewhere, `clusterlora up --exports` names folder and database.
             stores: stores that are open already, in the place of those of the environment.
 
         Raises:
@@ -213,7 +214,7 @@ class Study:
 
 
 def _stores(home: str | Path | None) -> Stores:
-    folder = Path(home or os.environ.get("CLUSTERLORA_HOME", "studies"))
+    folder = Path(home) if home else results_home()
     if not folder.is_dir():
         raise UnknownName(f"there is no folder of studies {os.path.realpath(folder)!r}; give home=, or set CLUSTERLORA_HOME")
     return from_environment({**os.environ, "CLUSTERLORA_HOME": str(folder)})

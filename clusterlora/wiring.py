@@ -32,7 +32,7 @@ def from_environment(environment: Mapping[str, str] = os.environ, *, before_forg
     from clusterlora.stores.files import FileAdapterStore
     from clusterlora.stores.sql import SqlStudyStore
 
-    home = _home(environment)
+    home = results_home(environment)
     make_home(home)
     if not before_forgetting:
         refuse_unforgotten(home)
@@ -66,11 +66,12 @@ def registry_from_environment(environment: Mapping[str, str] = os.environ) -> "R
     """
     from clusterlora.stores.mlflow_models import registry_at
 
-    refuse_unforgotten(_home(environment))
+    refuse_unforgotten(results_home(environment))
     return registry_at(environment.get("MLFLOW_TRACKING_URI"))
 
 
-def _home(environment: Mapping[str, str]) -> Path:
+def results_home(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of the results: CLUSTERLORA_HOME, else ./studies; set to nothing is as not set."""
     return Path(os.path.realpath(environment.get("CLUSTERLORA_HOME") or "studies"))
 
 
@@ -103,6 +104,7 @@ __all__ = [
     "forget_what_can_be_read_again",
     "from_environment",
     "registry_from_environment",
+    "results_home",
     "return_freed_memory",
     "services_from_environment",
 ]

@@ -127,8 +127,9 @@ def _memory() -> Check:
 
 def _folders() -> Iterator[tuple[str, Path]]:
     from clusterlora.models.weights import cache_folder
+    from clusterlora.wiring import results_home
 
-    yield "results", Path(os.environ.get("CLUSTERLORA_HOME") or "studies")
+    yield "results", results_home()
     yield "model cache", cache_folder()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -70,6 +69,7 @@ def serve(
     from clusterlora.serving.keys import load_or_create_keys
     from clusterlora.serving.live_model import FolderSource, RegistrySource
     from clusterlora.serving.server import ModelServer, ServerSettings, listen
+    from clusterlora.wiring import results_home
 
     settings = ServerSettings(
         host=host,
@@ -85,7 +85,7 @@ def serve(
     folder = Path(model) if (Path(model) / "routes.json").is_file() else None
     listener = listen(settings, has_keys=not no_key)
     source = FolderSource(folder, n_resident=resident) if folder else RegistrySource(open_registry(), model, n_resident=resident)
-    file = key_file or Path(os.path.realpath(os.environ.get("CLUSTERLORA_HOME", "studies"))) / ".serving" / "api-keys"
+    file = key_file or results_home() / ".serving" / "api-keys"
     keys = None if no_key else load_or_create_keys(file)
     echo_stderr(f"loading {model}")
     server = ModelServer(source, listener, settings, keys)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import clusterlora
 from clusterlora import private_files
 from clusterlora.cli import main
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.wiring import from_environment
 from deployments import local_services, passwords, processes
 
@@ -94,6 +95,32 @@ def test_a_variable_that_is_set_to_nothing_is_as_one_that_is_not(tmp_path: Path,
     assert stores.studies.studies() == ()
     assert stores.home == tmp_path / "studies"
     assert (tmp_path / "studies" / "clusterlora.db").is_file()
+
+
+def test_a_notebook_and_a_served_folder_take_a_folder_that_is_set_to_nothing_as_not_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "studies").mkdir(parents=True)
+    (tmp_path / "here" / "notes.txt").touch()
+    (tmp_path / "here").chmod(0o700)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("CLUSTERLORA_HOME", "")
+    with pytest.raises(UnknownName, match="unknown study 'demo'"):
+        clusterlora.Study("demo")
+    assert (tmp_path / "here" / "studies" / "clusterlora.db").is_file()
+    keys: list[Path] = []
+
+    def refuse(file: Path) -> None:
+        keys.append(file)
+        raise BadSettings("no key today")
+
+    monkeypatch.setattr("clusterlora.serving.keys.load_or_create_keys", refuse)
+    monkeypatch.setattr("clusterlora.serving.server.listen", lambda *_, **__: None)
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "routes.json").write_text("{}")
+    assert main(["serve", str(tmp_path / "exported")]) == 1
+    assert keys == [tmp_path / "here" / "studies" / ".serving" / "api-keys"]
+    assert {file.name for file in (tmp_path / "here").iterdir()} == {"studies", "notes.txt"}
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
