@@ -162,10 +162,11 @@ def trial_keys(state: StudyState) -> frozenset[str]:
 
 def trials_were_pruned(state: StudyState) -> bool:
     """Return whether adapters of trials that are done are gone, so that nobody can say what all of them together took."""
-    lost, recorded = diverged(state.attempts), {adapter.key for adapter in state.adapters}
+    recorded = {adapter.key for adapter in state.adapters}
     return any(
         spec.is_trial and name not in lost and plan.keys[name] not in recorded
         for plan in _plans_of_steps(state)
+        for lost in [lost_trials(state, plan)]
         for name, spec in plan.specs.items()
     )
 

@@ -1,6 +1,7 @@
 """Equal tuning: every method tries the same recipes at the same cost, on val alone, and nothing is trained twice."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,14 @@ TARGETS = Recipe().target_modules
 PER_TOKEN = MeanTokens(dialogue=1.0, prompt=1.0, response=1.0)
 
 
+def later_is_better(_method: str, number: int) -> float:
+    return 100.0 - number
+
+
+def earlier_is_better(_method: str, number: int) -> float:
+    return 100.0 + number
+
+
 def planned(study: Study, sizes: tuple[int, ...], base: Path, home: Path) -> StudyState:
     """Return the state of a study of clusters of these sizes, with recipes drawn and nothing trained."""
     turns = (Turn("user", "dim"), Turn("assistant", "dimmed"))
@@ -51,13 +60,17 @@ def planned(study: Study, sizes: tuple[int, ...], base: Path, home: Path) -> Stu
     return read_state(study.name, stores)
 
 
-def tuned_to_the_end(state: StudyState) -> StudyState:
-    """Return the state of a study whose recipes that were drawn last were chosen, and whose adapters are all trained on ten tokens."""
+def tuned_to_the_end(state: StudyState, loss: Callable[[str, int], float] = later_is_better) -> StudyState:
+    """Return the state of a study whose recipes that were drawn last were chosen, and whose adapters are all trained on ten tokens.
+
+    Args:
+        loss: given a method and the number of a recipe, in the place of one that is less the later a recipe was drawn.
+    """
     plans: list[WorkPlan] = []
     while step := trial_step(state, in_turn(state, whole=True)):
         assert state.tuning is not None
         plans.append(step.plan)
-        state = replace(state, tuning=with_step(state.tuning, rounds(step)))
+        state = replace(state, tuning=with_step(state.tuning, rounds(step, loss)))
     plans.append(work_plan(state))
     by_key = {
         plan.keys[name]: TrainedAdapter(plan.keys[name], name, spec, 1, 0 if spec.merge_of else 10, 1.0, 1.0, 0.5, 9)
@@ -78,17 +91,17 @@ def steps_of(state: StudyState, *, first_is_best: bool = False) -> list[TrialSte
     while step := trial_step(state, in_turn(state, whole=True)):
         steps.append(step)
         assert state.tuning is not None
-        state = replace(state, tuning=with_step(state.tuning, rounds(step, 1.0 if first_is_best else -1.0)))
+        state = replace(state, tuning=with_step(state.tuning, rounds(step, earlier_is_better if first_is_best else later_is_better)))
     return steps
 
 
-def rounds(step: TrialStep, per_number: float = -1.0) -> list[TuningRound]:
+def rounds(step: TrialStep, loss: Callable[[str, int], float] = later_is_better) -> list[TuningRound]:
     methods = dict.fromkeys(trial.method for trial in step.trials)
     return [
         TuningRound(
             method,
             len(next(t for t in step.trials if t.method == method).plan.arms_by_persona),
-            tuple((t.number, 100.0 + per_number * t.number) for t in step.trials if t.method == method),
+            tuple((t.number, loss(method, t.number)) for t in step.trials if t.method == method),
         )
         for method in methods
     ]

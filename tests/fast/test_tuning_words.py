@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import TrainingDiverged
-from clusterlora.metadata import Decision, TuningRound
-from clusterlora.planning.trials import trial_step
+from clusterlora.metadata import Decision, Tuning, TuningRound
+from clusterlora.planning.ladder import OWN
+from clusterlora.planning.trials import lost_trials, plan_of, trial_step
 from clusterlora.planning.tuning import with_step
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timeline import phases
@@ -15,7 +16,7 @@ from clusterlora.progress.work import remaining_work
 from clusterlora.results.report import _settings as settings_of  # pyright: ignore[reportPrivateUsage]
 from clusterlora.results.tuning import cost_sentence, trial_rows, tuning_markdown, tuning_sentence
 from clusterlora.settings import ClusteringSettings, Rung, Study
-from clusterlora.values import Criterion, Verdict
+from clusterlora.values import Attempt, Criterion, Verdict
 from tasks.status import status_lines
 from tests.fast.test_tuning import PER_TOKEN, planned, tuned_to_the_end
 from tests.fixtures.comparison import compared, evaluation
@@ -31,6 +32,29 @@ def test_the_cost_counts_all_adapters_that_are_trained_by_what_was_chosen(
     once = 10 * len({plan.keys[name] for name, spec in plan.specs.items() if not spec.merge_of})
     assert f"times the {once:,} of all adapters" in cost_sentence(state)
     assert cost_sentence(state) in tuning_markdown(state)
+
+
+def test_the_cost_is_told_where_trials_were_never_trained_as_what_they_start_from_or_their_likes_diverged(
+    tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    state = planned(Study(methods=("unified", "cluster"), tune=8, clustering=ClusteringSettings(k=2)), (8, 9), tiny_base_folder, tmp_path)
+    assert state.tuning is not None
+    recipes = state.tuning.recipes
+    # The first two are alike, and of cluster's recipes those that start from unified are the best.
+    state = replace(state, tuning=Tuning((recipes[0], recipes[0], *recipes[2:])))
+    state = tuned_to_the_end(state, loss=lambda method, n: -n - 100.0 * (method == "cluster" and recipes[n].init == "unified"))
+    assert state.tuning is not None
+    steps = [plan_of(state, OWN.name, number) for number in range(1, 1 + len(state.tuning.steps))]
+    (start,) = (name for name in steps[3].specs if name.startswith("unified+trial-on-"))
+    diverged = [Attempt(f"tuning-{n}", 1, 8, "done", detail=f"diverged: {name}") for n, name in ((1, "unified+trial-1-00"), (4, start))]
+    state = replace(state, attempts=tuple(diverged))
+    lost = {plan.keys[name] for plan in steps for name in lost_trials(state, plan)}
+    assert len(lost) > len(diverged)
+    left = tuple(one for one in state.adapters if one.key not in lost)
+    assert "times the" in cost_sentence(replace(state, adapters=left))
+    kept = set(work_plan(state).keys.values())
+    pruned = next(one for one in left if one.spec.is_trial and one.key not in kept)
+    assert cost_sentence(replace(state, adapters=tuple(one for one in left if one != pruned))) == ""
 
 
 def test_a_study_one_of_whose_methods_lost_every_recipe_can_be_read_and_says_the_way_out(tiny_base_folder: Path, tmp_path: Path) -> None:
