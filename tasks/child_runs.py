@@ -112,8 +112,12 @@ def run_attempt(
     request: TrainRequest | EvaluationRequest, study: Study, attempt: Attempt, stores: Stores, *, methods: Collection[str]
 ) -> FlowRun:
     """Return the attempt's run, started or found, once it completed; if it ended otherwise, record how and raise."""
-    # Recorded before the run exists: a run that dies before its first line still counts, with its micro-batch.
-    stores.studies.open_attempt(study.name, attempt)
+    key = _key(study.name, attempt, stores)
+    is_recorded = attempt.number in {one.number for one in stores.studies.attempts(study.name, attempt.group)}
+    # Recorded before the run exists: a run that dies before its first line still counts, with its micro-batch. One that is found computes
+    # with what is recorded, whatever would be asked for now.
+    if not (is_recorded and _state(key)):
+        stores.studies.open_attempt(study.name, attempt)
     forget_what_can_be_read_again()
     flow, pool = "train" if isinstance(request, TrainRequest) else "evaluate", study.runtime.gpu_pool
     deployment = f"{flow}/{flow}" if pool == "gpu" else f"{flow}/{flow}-{pool}"
@@ -124,7 +128,7 @@ def run_attempt(
                 deployment,
                 parameters={"request": asdict(request)},
                 flow_run_name=request.run_name,
-                idempotency_key=_key(study.name, attempt, stores),
+                idempotency_key=key,
                 tags=[study_tag(study.name), *map(method_tag, sorted(methods))],
                 poll_interval=POLL_SECONDS,
             ),

@@ -8,7 +8,8 @@ from clusterlora.settings import Study
 def next_request(study: Study, group: TrainingGroup, stores: Stores) -> TrainRequest:
     """Return the attempt to run: with the micro-batch that is set now, or after one ran out of memory with half, if that is less.
 
-    An attempt that is still open is returned again, so that its run is found instead of started twice.
+    An attempt that is still open is returned again, so that its run is found instead of started twice; such a run goes on with the
+    micro-batch that is recorded of it.
     """
     attempts = stores.studies.attempts(study.name, group.name)
     most = study.runtime.micro_batch or study.recipe.batch_size

@@ -22,8 +22,10 @@ from sqlalchemy.exc import DBAPIError
 import tasks.child_runs as child_runs
 from clusterlora.errors import BadData, ClusterLoraError, OutOfMemory, ServiceDown
 from clusterlora.metadata import Provenance
+from clusterlora.planning.attempts import next_request
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
+from clusterlora.recipe import Recipe
 from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import Study, prepared
 from clusterlora.stores.files import FileAdapterStore
@@ -152,6 +154,24 @@ def test_a_run_out_of_memory_is_retried_until_one_dialogue_does_not_fit(stores: 
             )
         assert retried(caught.value) is again
     assert [a.state for a in stores.studies.attempts("mission")] == ["out_of_memory", "out_of_memory"]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_run_that_is_found_stays_recorded_with_what_it_computes_with(stores: Stores, monkeypatch: pytest.MonkeyPatch, found: bool):
+    study, group = Study(name="mission", recipe=Recipe(batch_size=8)), TrainingGroup("cluster-00", "cluster 00", ("cluster-00",))
+    # Its device ran out of memory with more before.
+    stores.studies.open_attempt("mission", attempt(micro_batch=2))
+    request = next_request(study, group, stores)
+    assert (request.attempt, request.micro_batch) == (1, 8)
+    monkeypatch.setattr(child_runs, "_state", lambda _: Running() if found else None)
+    monkeypatch.setattr(child_runs, "run_deployment", lambda *_, **__: run(Failed(name="OutOfMemory", message="needs 4 GB")))
+    asked = attempt(micro_batch=request.micro_batch)
+    with pytest.raises(OutOfMemory) as caught:
+        child_runs.run_attempt(request, study, asked, stores, methods=("cluster",))
+    used = 2 if found else 8
+    assert caught.value.micro_batch == used
+    assert [(a.micro_batch, a.state) for a in stores.studies.attempts("mission")] == [(used, "out_of_memory")]
+    assert next_request(study, group, stores).micro_batch == used // 2
 
 
 def test_a_crashed_run_is_retried_and_recorded(stores: Stores):
