@@ -7,6 +7,7 @@ worker's server, and nothing but FLOWS is started. With the services of `cluster
 import os
 import sys
 
+from clusterlora.models.device import limit_threads
 from deployments import prefect_rest
 
 HEARTBEAT_SECONDS = 30
@@ -41,6 +42,8 @@ def main() -> None:
     if entrypoint not in FLOWS:
         sys.exit(f"error: {entrypoint!r} is not a flow of this project; its flows are {', '.join(FLOWS)}")
     os.environ.update(ENVIRONMENT)
+    # Where no command of ours started the worker, as in a container.
+    limit_threads()
     # The flow is in the command line, by which supervise.py recognises the process of a run.
     os.execv(sys.executable, [sys.executable, "-m", "deployments.fork_server", "prefect.flow_engine", entrypoint])
 

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 
+from clusterlora.models import device
 from deployments import run
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -73,3 +75,19 @@ def test_a_run_of_a_flow_of_ours_becomes_that_flow(api: str, monkeypatch: pytest
     assert became == [(sys.executable, [sys.executable, "-m", "deployments.fork_server", "prefect.flow_engine", "flows.train.train"])]
     assert {name: os.environ[name] for name in run.ENVIRONMENT} == run.ENVIRONMENT
     assert Server.logins[-1] == "Basic Y2x1c3RlcmxvcmE6c2VjcmV0"
+
+
+@pytest.mark.parametrize(("set_before", "n_threads"), [(None, "2"), ("1", "1")])
+def test_a_run_in_a_container_has_as_many_threads_as_it_may_use_cores(
+    api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, set_before: str | None, n_threads: str
+) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000")
+    monkeypatch.setattr(device, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    names = {"PREFECT_API_URL": api, "PREFECT__FLOW_RUN_ID": "ours"}
+    with patch.dict(os.environ, names | ({"OMP_NUM_THREADS": set_before} if set_before else {})):
+        if set_before is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        run.main()
+        assert os.environ["OMP_NUM_THREADS"] == n_threads
