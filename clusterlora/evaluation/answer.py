@@ -95,7 +95,8 @@ class Answerer:
         If an allocation fails, answering goes on with half the batch size; rows are independent, so scores stay the same.
 
         Args:
-            on_scored: called with `ANSWERS_PER_BATCH` answers at a time, while others are generated.
+            on_scored: called with `ANSWERS_PER_BATCH` answers at a time, while others are generated; without memory to score them beside
+                what generates, with all that wait, as soon as it takes less, or at the end.
 
         Raises:
             OutOfMemory: a single row does not fit.
@@ -109,24 +110,25 @@ class Answerer:
             answers.update(zip((reply.number for reply in replies), scored, strict=True))
             on_scored(scored)
 
-        batch, left = list[_Reply](), list[_Reply]()
+        waiting, refused_beside = list[_Reply](), 0
         backend = inference_backend(self._base, [weights_by_composition[key] for key in keys])
         try:
             for reply in (self._label_replies if scores_labels(metrics) else self._replies)(backend, requests, slots, metrics):
-                batch.append(reply)
-                if len(batch) == ANSWERS_PER_BATCH:
-                    # Where one batch does not fit beside what generates, others do not.
-                    scored = None if left else self._scored_if_it_fits(requests, batch, metrics)
+                waiting.append(reply)
+                # What does not fit beside what generates does not later, either, unless that has come to take less.
+                if len(waiting) % ANSWERS_PER_BATCH == 0 and refused_beside != self._batch_size.value:
+                    scored = self._scored_if_it_fits(requests, waiting, metrics)
                     if scored is None:
-                        left += batch
+                        refused_beside = self._batch_size.value
                     else:
-                        take(batch, scored)
-                    batch = []
+                        take(waiting, scored)
+                        waiting = []
                 run_log.advance(1)
         finally:
             backend.close()
-        if left := sorted((*left, *batch), key=lambda reply: reply.number):
-            take(left, self._scored(requests, left, metrics))
+        if waiting:
+            waiting.sort(key=lambda reply: reply.number)
+            take(waiting, self._scored(requests, waiting, metrics))
         return [answers[number] for number in range(len(requests))]
 
     def _scored(self, requests: Sequence[AnswerRequest], replies: Sequence[_Reply], metrics: Sequence[str]) -> list[Answer]:

@@ -399,6 +399,38 @@ def test_a_metric_that_embeds_everybodys_train_answers_does_so_afterwards_where_
     assert caplog.text.count("they are scored afterwards") == 1
 
 
+def test_answers_that_did_not_fit_are_scored_as_soon_as_what_generates_takes_less(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original, size = inference_backends.DecoderInference.reply, [0]
+
+    def limited(self: Any, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
+        size[0] = batch_size
+        for number, reply in enumerate(original(self, questions, max_new_tokens=max_new_tokens, batch_size=batch_size), start=1):
+            yield reply
+            if batch_size > 2 and number == 5:
+                torch.empty(1 << 60, dtype=torch.uint8)
+
+    class Embeds:
+        name = revision = "beside a small batch"
+
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            if size[0] > 2:
+                raise MemoryError("std::bad_alloc")
+            return np.ones((len(texts), 1))
+
+    monkeypatch.setattr(inference_backends.DecoderInference, "reply", limited)
+    monkeypatch.setattr(answer, "ANSWERS_PER_BATCH", 2)
+    item = Item("i", "p", "test", (Turn("user", "ask"),), "yes")
+    tasks = [AnswerRequest("s", replace(item, id=str(number), reference=f"yes {number}")) for number in range(10)]
+    answerer = Answerer(base, Embeds(), PreparedEvaluation(max_new_tokens=4, batch_size=4), PreparedModel(max_length=64))
+    batches: list[Sequence[Answer]] = []
+    given = answerer.answer(tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=SilentLog(), on_scored=batches.append)
+    assert [one.item_id for one in given] == [str(number) for number in range(10)]
+    assert [len(batch) for batch in batches] == [6, 2, 2]
+    assert caplog.text.count("they are scored afterwards") == 1
+
+
 def test_an_arm_is_chosen_only_when_it_gains_more_than_the_margin() -> None:
     default = np.array([1.0, 1.2, 0.9, 1.1])
     slightly, clearly = default - np.array([0.3, -0.28, 0.1, -0.1]), default - np.array([0.30, 0.25, 0.35, 0.30])
