@@ -4,6 +4,7 @@ Nothing here trains, asks or writes; `clusterlora.Study` is this class.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from clusterlora.comparison.table import row_records, summary_records
-from clusterlora.errors import BadData, UnknownName
+from clusterlora.errors import BadData, ServiceDown, UnknownName
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports.run_log import SilentLog
@@ -34,8 +35,8 @@ class Study:
         """Open a study.
 
         Args:
-            home: the folder of the results, in the place of CLUSTERLORA_HOME or ./studies; other addresses are the environment's. No
-                server is asked: where they keep results elsewhere, `clusterlora up --exports` names folder and database.
+            home: the folder of the results, in the place of that which the commands of this shell use; other addresses are the
+                environment's.
             stores: stores that are open already, in the place of those of the environment.
 
         Raises:
@@ -214,7 +215,18 @@ class Study:
 
 
 def _stores(home: str | Path | None) -> Stores:
-    folder = Path(home) if home else results_home()
+    environment = {**os.environ, "CLUSTERLORA_HOME": str(home)} if home else {**os.environ, **_results_here()}
+    folder = results_home(environment)
     if not folder.is_dir():
-        raise UnknownName(f"there is no folder of studies {os.path.realpath(folder)!r}; give home=, or set CLUSTERLORA_HOME")
-    return from_environment({**os.environ, "CLUSTERLORA_HOME": str(folder)})
+        raise UnknownName(f"there is no folder of studies {str(folder)!r}; give home=, or set CLUSTERLORA_HOME")
+    return from_environment(environment)
+
+
+def _results_here() -> Mapping[str, str]:
+    """Return folder and database that the commands of this shell use; nothing where only the wheel is installed, which has no servers."""
+    from clusterlora.cli.orchestration import results_here
+
+    try:
+        return results_here()
+    except ServiceDown:
+        return {}

@@ -13,7 +13,7 @@ from clusterlora import private_files
 from clusterlora.cli import main
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.wiring import from_environment
-from deployments import local_services, passwords, processes
+from deployments import local_services, passwords, processes, service_specs
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,8 @@ def test_a_notebook_and_a_served_folder_take_a_folder_that_is_set_to_nothing_as_
     (tmp_path / "here").chmod(0o700)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("CLUSTERLORA_HOME", "")
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "stack"))
+    monkeypatch.setattr(service_specs, "CHECKOUT", tmp_path / "here")
     with pytest.raises(UnknownName, match="unknown study 'demo'"):
         clusterlora.Study("demo")
     assert (tmp_path / "here" / "studies" / "clusterlora.db").is_file()

@@ -16,10 +16,11 @@ from urllib.error import HTTPError
 
 import pytest
 
+import clusterlora
 from clusterlora import private_files
 from clusterlora.cli import main
 from clusterlora.cli.local_stores import open_local_stores
-from clusterlora.errors import BadSettings, ServiceDown
+from clusterlora.errors import BadSettings, ServiceDown, UnknownName
 from clusterlora.models import device
 from deployments import fork_server, local_services, local_workers, prefect_rest, processes, service_specs, services_state
 from deployments.local_services import LocalServices
@@ -218,7 +219,7 @@ def test_a_command_that_names_the_folder_or_the_database_of_the_workers_works_wi
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_backup_and_doctor_are_about_the_folder_of_the_services_also_of_those_that_all_died(
+def test_backup_doctor_and_notebooks_are_about_the_folder_of_the_services_also_of_those_that_all_died(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], alive: bool
 ) -> None:
     services, _ = up(home)
@@ -238,6 +239,12 @@ def test_backup_and_doctor_are_about_the_folder_of_the_services_also_of_those_th
     assert check["found"].startswith(f"{tmp_path}/first:")
     assert told.err.count(f"results are in {tmp_path}/first") == 1
     assert (tmp_path / "first.db").is_file()
+    private_files.make_home(tmp_path / "first")
+    with pytest.raises(UnknownName, match="known: none"):
+        clusterlora.Study("mine")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    with pytest.raises(UnknownName, match=f"there is no folder of studies '{tmp_path}/first'"):
+        clusterlora.Study("mine")
 
 
 def test_services_that_all_died_are_started_again_where_their_results_are(
