@@ -9,7 +9,7 @@ _UNSEGMENTED = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
     "\u1780-\u17ff"  # Khmer
-    "\u1980-\u19df\u1a20-\u1aad"  # New Tai Lue, Tai Tham
+    "\u1980-\u19df\u1a20-\u1aad"  # New Tai Lue, Lanna
     "\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
     "\u3040-\u30ff\uff66-\uff9f"  # Hiragana, Katakana
     "\ua000-\ua4cf"  # Yi
