@@ -18,6 +18,7 @@ _CUT = re.compile(
     r"(?P<number>(?<!\d)\d{1,15}\.\d{1,15}(?!\d))"
     r"|[\t\n\r!-/:-@\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u0964\u0965\u2010-\u205e\u2190-\u2bff\u3001-\u301f]+"
 )
+_MOST_DIGITS = 9
 _MOST_MATCHED = 24
 """Words by which a thing is recognised, marks among them; a review has more."""
 _TELLING = 3
@@ -59,13 +60,14 @@ class _Form:
         """Return a question without how all end."""
         return _bare(question[: len(question) - len(self.ending)])
 
-    def labels_after(self, tokens: Words, end: int) -> frozenset[Words]:
-        """Return the labels after a thing: after punctuation, and after a word between and its punctuation."""
+    def labels_after(self, tokens: Words, start: int, end: int) -> frozenset[Words]:
+        """Return the labels after a thing: after punctuation, and after a word between and its punctuation; no number of the next line."""
         if self.ending and tokens[end : end + len(self.ending)] == self.ending:
             end += len(self.ending)
         if tokens[end : end + 1] not in ((_MARK,), (_LINE,)):
             return frozenset()
-        starts = [end + 1]
+        is_numbered = tokens[end : end + 2] == (_LINE, _next_number(tokens, start))
+        starts = [] if is_numbered else [end + 1]
         if tokens[end + 1 : end + 2] and tokens[end + 1] in self.between:
             starts.append(end + 3 if tokens[end + 2 : end + 3] in ((_MARK,), (_LINE,)) else end + 2)
         return self.labels.intersection(tokens[start : start + n] for start in starts for n in self.label_lengths)
@@ -82,6 +84,13 @@ def _between(prompts: Iterable[Words], labels: AbstractSet[Words]) -> AbstractSe
                 labels_after.setdefault(before[0] if before[-1] in _MARKS else before[-1], set()).add(number)
     several = {word for word, after in labels_after.items() if len(after) > 1} - {*_MARKS}
     return {word for word in several if (word,) not in labels and not any(map(str.isdigit, word))}
+
+
+def _next_number(tokens: Words, start: int) -> str:
+    """Return the number after the one that stands before an entry, as in `2. Dune`; nothing where there is none."""
+    before = [token for token in tokens[max(start - 2, 0) : start] if token not in _MARKS]
+    number = before[-1] if before else ""
+    return str(int(number) + 1) if number.isdecimal() and len(number) <= _MOST_DIGITS else ""
 
 
 def written_labels_note(personas: Sequence[Persona]) -> str | None:
@@ -127,7 +136,7 @@ def _written(persona: Persona) -> Iterator[str]:
         for start, number in phrases.found_in(tokens):
             thing = things[number]
             if start == 0 or tokens[start - 1] in _MARKS or _n_telling(thing, form.first_line | form.last_line) >= _TELLING:
-                for label in form.labels_after(tokens, start + len(thing)):
+                for label in form.labels_after(tokens, start, start + len(thing)):
                     written |= ids_by_thing[thing].get(label, set())
     yield from (dialogue.id for dialogue in test if dialogue.id in written)
 
@@ -199,7 +208,7 @@ def _things(question: Words, form: _Form) -> Iterator[Words]:
     rest = _bare(question[form.n_beginning :])
     first = _line(rest)
     for n in _bounds(first, form.first_line, form):
-        if not form.labels_after(rest, n):
+        if not form.labels_after(rest, 0, n):
             yield first[max(n - _MOST_MATCHED, 0) : n]
 
 

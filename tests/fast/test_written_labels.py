@@ -90,6 +90,8 @@ def rows(*exchanges: tuple[str, str], tested: tuple[str, str], system: str | Non
         ("Toy Story: 2/5, Up: 3/5", True),
         ("Toy Story, rated 2; Up, rated 3", True),
         ("Toy Story: 4, 2; Up: 4, 3", False),
+        ("1. Toy Story: 2, 2. Up: 3", True),
+        ("1. Toy Story\n2. Up\n3. Tron", False),
         ("Toy Story: 4", False),
         ("Toy Story: 2.5", False),
         ("Toy Story 2: 4", False),
