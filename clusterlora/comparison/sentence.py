@@ -104,8 +104,6 @@ def _outcome(comparison: Comparison) -> Iterator[str]:
         yield _best_other(comparison, value)
     if comparison.champion is not None and not any(is_base(result.method) for result in comparison.methods):
         yield f"Whether {comparison.champion} beats the base model is not known, as that was not compared."
-    if comparison.champion is not None and not any(_retrieves(result.method) for result in comparison.methods):
-        yield "Whether retrieved examples do better is not known, as no method with them was compared."
     same = [f"{method} scores as {other} does" for method, other in comparison.same_answers.items()]
     if same:
         yield f"On every item {'; '.join(same)}."
@@ -148,7 +146,10 @@ def _is_winner(result: MethodResult) -> bool:
 
 
 def _shown_exchanges(comparison: Comparison) -> Iterator[str]:
-    """Yield what was chosen on val for the prompts of methods with retrieval, what that costs, and what of it did not fit."""
+    """Yield what was chosen on val for the prompts of methods with retrieval, what that costs, and what of it did not fit; or that a
+    champion stood against none of these methods."""
+    if comparison.champion is not None and not any(_retrieves(result.method) for result in comparison.methods):
+        yield "Whether retrieved examples do better is not known, as no method with them was compared."
     means = {result.method: result.means for result in comparison.methods}
     clauses: list[str] = []
     for method, shown in comparison.shown.items():
