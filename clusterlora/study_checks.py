@@ -115,8 +115,7 @@ def _name_problems(study: Study) -> Iterator[str]:
                 yield f"{path} = {name!r}: unknown {catalog.kind}; {hint}"
         for name in {name for name in names if names.count(name) > 1}:
             yield f"{path}: {name!r} is listed twice; list it once"
-    retrieving = [name for name in study.methods if name in METHODS and METHODS[name].retrieves]
-    if retrieving and "prompt_tokens" not in evaluation.metrics:
+    if (retrieving := _retrieving(study)) and "prompt_tokens" not in evaluation.metrics:
         yield f"evaluation.metrics: {' and '.join(retrieving)} show exchanges in prompts, and prompt_tokens, their cost, is missing; add it"
     if study.methods and all(name in controls() for name in study.methods):
         yield f"methods = {list(study.methods)}: controls alone, none of which can be champion; add what they control"
@@ -353,10 +352,18 @@ def _run_problems(study: Study) -> Iterator[str]:
         yield "recipe.target_modules = []: an adapter with nothing to change; name linear layers such as q_proj and v_proj"
 
 
+def _retrieving(study: Study) -> list[str]:
+    """Return the methods that show train exchanges in their prompts."""
+    from clusterlora.methods import METHODS
+
+    return [name for name in study.methods if name in METHODS and METHODS[name].retrieves]
+
+
 def nll_settings(study: Study) -> str:
     """Return the --set options with which a study measures the loss alone: nothing is generated, and no gate asks for a percentage."""
     evaluation, gate = study.evaluation, study.gate
-    given = ["evaluation.headline=nll", "'evaluation.metrics=[\"nll\"]'"]
+    cost = ',"prompt_tokens"' if _retrieving(study) else ""
+    given = ["evaluation.headline=nll", f"'evaluation.metrics=[\"nll\"{cost}]'"]
     given += ["evaluation.second_headline=none"] if evaluation.second_headline is not None else []
     given += ["evaluation.selection_metric=nll"] if evaluation.selection_metric != "nll" else []
     given += [f"gate.{name}=none" for name in ("mean_similarity", "worst_persona") if getattr(gate, name) is not None]

@@ -233,7 +233,7 @@ def test_workers_that_a_fixed_number_of_shards_leaves_idle_are_told_and_a_shard_
 
 
 SECOND = {
-    "evaluation.metrics": ["embedding_similarity", "rouge_l", "nll"],
+    "evaluation.metrics": ["embedding_similarity", "rouge_l", "nll", "prompt_tokens"],
     "evaluation.headline": "embedding_similarity",
     "evaluation.second_headline": "rouge_l",
     "evaluation.selection_metric": "rouge_l",
