@@ -5,11 +5,11 @@ conversation: split apart, the answer that is scored in one of them stands in th
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 from clusterlora.data.duplicates import UnionFind, duplicate_groups, n_words, normalize
 from clusterlora.data.quoted_history import TELLING, quoting_pairs
-from clusterlora.values import Dialogue, Persona
+from clusterlora.data.written_labels import ListedThings
+from clusterlora.values import Dialogue
 
 _FORK = 3
 """Turns with which two dialogues that go on otherwise begin alike if they are one conversation: an exchange and what was asked next."""
@@ -63,24 +63,34 @@ def overlapping_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]
                 yield position, other
 
 
-def related_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -> tuple[tuple[int, ...], ...]:
-    """Return groups of positions that belong on one side of a split: (near) duplicates, and parts of one conversation."""
+def related_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False, quoted: bool = True) -> tuple[tuple[int, ...], ...]:
+    """Return groups of positions that belong on one side of a split: (near) duplicates, and parts of one conversation.
+
+    Args:
+        quoted: whether a dialogue that another's prompt quotes, or lists with its label, is a part of one conversation with it.
+    """
     sets = UnionFind(len(dialogues))
     for group in duplicate_groups(dialogues, labelled=labelled):
         for position in group:
             sets.union(group[0], position)
-    for left, right in chain(overlapping_pairs(dialogues), quoting_pairs(dialogues)):
+    for left, right in _sharing_pairs(dialogues, labelled=labelled, quoted=quoted):
         sets.union(left, right)
     return sets.groups()
 
 
-def n_overlapping(persona: Persona) -> int:
+def n_overlapping(dialogues: Sequence[Dialogue], *, labelled: bool = False, quoted: bool = True) -> int:
     """Return the number of a person's dialogues that repeat what is said in another, whole dialogues said again aside."""
-    turns = numbered_turns(persona.dialogues)
+    turns = numbered_turns(dialogues)
     sets = UnionFind(len(turns))
-    for left, right in chain(overlapping_pairs(persona.dialogues), quoting_pairs(persona.dialogues)):
+    for left, right in _sharing_pairs(dialogues, labelled=labelled, quoted=quoted):
         sets.union(left, right)
     return sum(len(group) for group in sets.groups() if len({turns[position] for position in group}) > 1)
+
+
+def _sharing_pairs(dialogues: Sequence[Dialogue], *, labelled: bool, quoted: bool) -> Iterator[tuple[int, int]]:
+    yield from overlapping_pairs(dialogues)
+    if quoted:
+        yield from ListedThings(dialogues).pairs() if labelled else quoting_pairs(dialogues)
 
 
 def numbered_turns(dialogues: Sequence[Dialogue]) -> list[Turns]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from clusterlora.data.near_sets import NearSets, WordNumbers
 from clusterlora.data.words import is_character, words
+from clusterlora.data.written_labels import ListedThings
 from clusterlora.values import Dialogue
 
 
@@ -49,7 +50,8 @@ def n_words(words_or_characters: Iterable[str]) -> float:
 def duplicate_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -> tuple[tuple[int, ...], ...]:
     """Return groups of positions: the transitive closure of being equal or nearly equal.
 
-    Where answers are labels, what is labelled is compared: what the user said without the words that all of the dialogues share.
+    Where answers are labels, what is labelled is compared: what the user said without the words that all of the dialogues share. Two that
+    ask about different things are none for a list of what was labelled so far, in which one of them has the other's thing.
     """
     texts = _labelled_texts(dialogues) if labelled else [normalised_text(dialogue) for dialogue in dialogues]
     first_with_text: dict[str, int] = {}
@@ -60,9 +62,14 @@ def duplicate_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -
     numbers = WordNumbers()
     word_sets = [numbers.numbers(pieces(texts[position])) for position in distinct]
     index = NearSets(word_sets)
+    listed: ListedThings | None = None
     for position, word_set in zip(distinct, word_sets, strict=True):
-        for near in index.near(word_set):
-            groups.union(distinct[near], position)
+        for near in (distinct[number] for number in index.near(word_set)):
+            if labelled and near != position:
+                listed = listed or ListedThings(dialogues)
+                if listed.lists(position, near) or listed.lists(near, position):
+                    continue
+            groups.union(near, position)
     return groups.groups()
 
 

@@ -1,11 +1,11 @@
 """Leaks between splits: train or val dialogues that a later split repeats, and what is counted of leaks that stay."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
 from clusterlora.data.conversations import related_groups
-from clusterlora.data.twins import nameless_text, own_words, twins_note
-from clusterlora.data.written_labels import written_labels_note
+from clusterlora.data.twins import nameless_text, near_twins, own_words, twins_words
+from clusterlora.data.written_labels import written_labels, written_words
 from clusterlora.values import Dialogue, Persona, Split
 
 _PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
@@ -30,7 +30,8 @@ def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None,
             most_protected[text] = max(most_protected.get(text, 0), _protection(dialogue))
     leaking: set[tuple[str, str]] = set()
     for persona in personas:
-        for group in related_groups(persona.dialogues, labelled=labelled):
+        # A later row may list the labels of earlier ones; what rows to train on list of later ones is counted.
+        for group in related_groups(persona.dialogues, labelled=labelled, quoted=not labelled):
             members = [persona.dialogues[position] for position in group]
             highest = max(_protection(member) for member in members)
             leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected.get(nameless_text(d, own), 0))}
@@ -38,8 +39,16 @@ def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None,
 
 
 def leak_note(personas: Sequence[Persona], *, labelled: bool = False) -> str | None:
-    """Return in a sentence what leaks from train to test in these splits and is used all the same; None if nothing is found."""
-    return written_labels_note(personas) if labelled else twins_note(personas)
+    """Return in a sentence or two what leaks from train to later splits and is used all the same; None if nothing is found."""
+    return " ".join(sentence for sentence, _ in counted_leaks(personas, labelled=labelled)) or None
+
+
+def counted_leaks(personas: Sequence[Persona], *, labelled: bool = False) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield what leaks to test, and to val, in a sentence each, with the first (persona id, dialogue id)."""
+    in_words = written_words if labelled else twins_words
+    for split, leaking in (written_labels(personas) if labelled else near_twins(personas)).items():
+        if leaking:
+            yield in_words(len(leaking), sum(len(persona.of_split(split)) for persona in personas), split), leaking[0]
 
 
 def _protection(dialogue: Dialogue) -> int:

@@ -10,7 +10,7 @@ from clusterlora.data import SOURCES
 from clusterlora.data.canaries import with_canaries
 from clusterlora.data.conversations import beginnings, n_overlapping
 from clusterlora.data.labels import check_labels, plain_labels
-from clusterlora.data.leaks import find_leaks
+from clusterlora.data.leaks import counted_leaks, find_leaks
 from clusterlora.data.legacy_import import read_splits
 from clusterlora.data.permutation import check_exchange, permuted
 from clusterlora.data.problems import Problems, SourceLocation
@@ -18,8 +18,7 @@ from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.similar_ids import described, similar_ids, visible
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import BEYOND, SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
-from clusterlora.data.twins import nameless_text, near_twins, own_words
-from clusterlora.data.written_labels import written_labels
+from clusterlora.data.twins import nameless_text, own_words
 from clusterlora.errors import BadData, counted, path_problem, printable
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Persona, Split
@@ -189,8 +188,8 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
     n_repeating, done = 0, list[SplitPersona]()
     # One person after the other: what words a text has is remembered for some thousand texts.
     for persona in dataset.personas:
-        n_repeating += n_overlapping(persona)
         done.append(split_persona(persona, plan, _conversations(reading, persona)))
+        n_repeating += n_overlapping(persona.dialogues, labelled=labelled, quoted=not done[-1].lists_divided)
     if n_repeating:
         log.warning(
             "%d of %d dialogues repeat turns of another of their person, in messages, prompt or system text: they are one conversation",
@@ -209,7 +208,8 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
     if len(kept) < min(_MIN_PERSONAS, len(dataset.personas)) and not problems.count:
         what = f"{len(kept)} left of {len(dataset.personas)}, {_MIN_PERSONAS} needed"
         problems.add(SourceLocation(settings.path or settings.source), "personas", what, "give people at least 3 different dialogues each")
-    _warn_of_counted_leaks(kept, labelled=labelled)
+    for sentence, (persona_id, dialogue_id) in counted_leaks(kept, labelled=labelled):
+        log.warning("%s First: %s of %s.", sentence, printable(dialogue_id), printable(persona_id))
     return reading.keep(kept, "in train or val, and said again in a later split")
 
 
@@ -283,17 +283,6 @@ def _without_leaks(
     refused = {p: Refusal(f"has all its {' and '.join(names)} dialogues in a later split too") for p, names in emptied.items()}
     _refuse(refused, reading, settings, problems)
     return [persona for persona in kept if persona.id not in emptied]
-
-
-def _warn_of_counted_leaks(personas: Sequence[Persona], *, labelled: bool) -> None:
-    """Log how many test dialogues somebody else's train split repeats or, where answers are labels, the person's own prompts answer."""
-    leaks = written_labels(personas) if labelled else near_twins(personas)
-    what = "nearly repeat a train dialogue of somebody else, or share an exchange with one, a leak for unified and clusters"
-    if labelled:
-        what = "are answered in a train prompt of the same person, a leak; let prompts list only what no other row asks about"
-    if leaks:
-        (persona_id, dialogue_id), n_test = leaks[0], sum(len(persona.of_split("test")) for persona in personas)
-        log.warning("%d of %d test dialogues %s (first: %s of %s)", len(leaks), n_test, what, printable(dialogue_id), printable(persona_id))
 
 
 def _warn(done: Sequence[SplitPersona], dataset: Dataset, plan: SplitPlan) -> tuple[str, ...]:

@@ -133,8 +133,8 @@ def _quotations(exchanges: Sequence[_Exchange], texts: Sequence[_Text], template
 class _CutAnswers:
     """Finds answers of which a history holds the beginning alone, before an ellipsis.
 
-    It has six words with which no other answer begins; or fewer, three at least, and after an end of a question that has this answer alone
-    they are six together.
+    It has six words with which no other answer begins and that its question does not give it, as `Go on: once upon a time ...` does; or
+    fewer, three at least, and after an end of a question that has this answer alone they are six together.
     """
 
     def __init__(self, phrases: Phrases, answers: Sequence[Words], exchanges: Sequence[_Exchange], template: AbstractSet[str]) -> None:
@@ -142,8 +142,11 @@ class _CutAnswers:
         numbers = {answer: number for number, answer in enumerate(answers)}
         self._answers_by_ending: list[dict[Words, int | None]] = [{} for _ in range(TELLING + 1)]
         """By an end of a question with so many words that tell, its answer; None where it has several."""
+        self._asked: dict[int, list[str]] = {}
         for exchange in exchanges:
             number = numbers.get(exchange.answer)
+            if number is not None:
+                self._asked.setdefault(number, []).append(f" {' '.join(exchange.question)} ")
             for least, by_ending in enumerate(self._answers_by_ending):
                 if number is not None and (ending := _ending(exchange.question, least, template)):
                     by_ending[ending] = number if by_ending.get(ending, number) == number else None
@@ -154,10 +157,15 @@ class _CutAnswers:
         for start, end, number in self._phrases.begun_in(words, ends):
             beginning = words[start:end]
             told = int(n_words(word for word in beginning if word not in self._template))
-            if told < TELLING or number is None:
+            if told < TELLING or number is None or self._is_given(number, beginning[:-1]):
                 number = self._asked_before(words, start, TELLING - told if told < TELLING else _ASKED)
             if number is not None and _begins(self._answers[number], beginning):
                 yield start, number
+
+    def _is_given(self, number: int, beginning: Words) -> bool:
+        """Return whether every question of an answer holds how it begins."""
+        words = f" {' '.join(beginning)} "
+        return all(words in question for question in self._asked[number])
 
     def _asked_before(self, words: Words, start: int, least: int) -> int | None:
         """Return the answer to the question that ends last before, with so many words that tell."""

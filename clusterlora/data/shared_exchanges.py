@@ -26,7 +26,7 @@ class _Exchange:
 
 
 def sharing_dialogues(personas: Sequence[Persona]) -> frozenset[tuple[str, str]]:
-    """Return (persona id, dialogue id) of the test dialogues that have an exchange in common with somebody else's train split.
+    """Return (persona id, dialogue id) of the val and test dialogues that have an exchange in common with somebody else's train split.
 
     Question and answer are equal but for case and punctuation, and have six words together, without those that the first questions of all
     of the person's dialogues share. An exchange that somebody has again and again, amid other things, is a formula and does not count.
@@ -50,12 +50,11 @@ def sharing_dialogues(personas: Sequence[Persona]) -> frozenset[tuple[str, str]]
 
 
 def _telling_exchanges(persona: Persona) -> Iterator[_Exchange]:
-    """Yield the exchanges of a person's train and test dialogues that have words enough."""
-    dialogues = persona.of_split("train") + persona.of_split("test")
-    spoken = [[(turn.role, normalize(turn.text)) for turn in dialogue.turns if turn.role != "system"] for dialogue in dialogues]
+    """Yield the exchanges of a person's dialogues that have words enough."""
+    spoken = [[(turn.role, normalize(turn.text)) for turn in dialogue.turns if turn.role != "system"] for dialogue in persona.dialogues]
     first, *others = {next((text for role, text in turns if role == "user"), ""): None for turns in spoken} or [""]
     template = set(first.split()).intersection(*(text.split() for text in others)) if others else set[str]()
-    for dialogue, turns in zip(dialogues, spoken, strict=True):
+    for dialogue, turns in zip(persona.dialogues, spoken, strict=True):
         texts = ["", *(text for _, text in turns), ""]
         for number in range(1, len(turns)):
             before, question, answer, after = texts[number - 1 : number + 3]

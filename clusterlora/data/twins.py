@@ -4,7 +4,7 @@ What unified or a cluster's adapter learns from one of them is scored on the oth
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
 
@@ -12,7 +12,7 @@ from clusterlora.data.duplicates import normalised_text, pieces
 from clusterlora.data.near_sets import FewApart, NearSets, WordNumbers, WordSet
 from clusterlora.data.shared_exchanges import sharing_dialogues
 from clusterlora.data.words import is_character
-from clusterlora.values import Dialogue, Persona
+from clusterlora.values import Dialogue, Persona, Split
 
 _LEAST_WORDS = 3
 _ENOUGH_OWNERS = 2
@@ -39,21 +39,18 @@ def nameless_text(dialogue: Dialogue, own: AbstractSet[str]) -> str:
     return " ".join("" if word in own else word for word, is_rest in zip(words, within_name, strict=True) if not is_rest)
 
 
-def twins_note(personas: Sequence[Persona]) -> str | None:
-    """Return in a sentence how many test dialogues somebody else's train split nearly repeats or shares an exchange with; None if none."""
-    twins = near_twins(personas)
-    if not twins:
-        return None
-    n_test = sum(len(persona.of_split("test")) for persona in personas)
-    repeat, share = ("repeats", "shares") if len(twins) == 1 else ("repeat", "share")
-    return (
-        f"{len(twins)} of {n_test} test dialogues nearly {repeat} a train dialogue of somebody else, or {share} an exchange with one: "
-        "a leak for unified and clusters, which learn from several people, and none for per_persona."
-    )
+def twins_words(n: int, of: int, split: Split) -> str:
+    """Return in a sentence that so many of a later split's dialogues are near twins, and what follows."""
+    repeats, shares = ("repeats", "shares") if n == 1 else ("repeat", "share")
+    twins = f"nearly {repeats} a train dialogue of somebody else, or {shares} an exchange with one"
+    consequence = "a leak for unified and clusters, which learn from several people, and none for per_persona"
+    if split == "val":
+        consequence = "the gate, and what else they decide, may favour unified and clusters, which learn from several people"
+    return f"{n} of {of} {split} dialogues {twins}: {consequence}."
 
 
-def near_twins(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
-    """Return (persona id, dialogue id) of the test dialogues that nearly repeat a train dialogue of somebody else, or share an exchange.
+def near_twins(personas: Sequence[Persona]) -> Mapping[Split, Sequence[tuple[str, str]]]:
+    """Return the test and val dialogues, as (persona id, dialogue id), that are nearly in somebody else's train split, or in an exchange.
 
     Near is a Jaccard similarity of 0.9 of the sets of words, as for near duplicates within a persona, or that each has at most two words
     that the other lacks, and both have five in common: names and small words; of pairs of neighbouring characters, six and ten.
@@ -68,17 +65,17 @@ def near_twins(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
             # Two are enough: whoever asks is one of them at most.
             if len(owners) < _ENOUGH_OWNERS:
                 owners.add(persona.id)
-    tested = [(p.id, d.id, words.numbers(pieces(normalised_text(d)))) for p in personas for d in p.of_split("test")]
+    later = [(p.id, d, words.numbers(pieces(normalised_text(d)))) for p in personas for d in p.dialogues if d.split in ("val", "test")]
     learnt = tuple(owners_by_set)
-    frequencies = Counter(chain.from_iterable((*learnt, *(asked for _, _, asked in tested))))
+    frequencies = Counter(chain.from_iterable((*learnt, *(asked for _, _, asked in later))))
     indices = NearSets(learnt), FewApart(learnt, frequencies, words.pairs)
 
     def somebody_else_learns(persona_id: str, asked: WordSet) -> bool:
         near = chain.from_iterable(index.near(asked) for index in indices)
         return any(owners_by_set[learnt[position]] - {persona_id} for position in near)
 
-    return tuple(
-        (persona_id, dialogue_id)
-        for persona_id, dialogue_id, asked in tested
-        if (persona_id, dialogue_id) in sharing or somebody_else_learns(persona_id, asked)
-    )
+    twins: dict[Split, list[tuple[str, str]]] = {"test": [], "val": []}
+    for persona_id, dialogue, asked in later:
+        if (persona_id, dialogue.id) in sharing or somebody_else_learns(persona_id, asked):
+            twins["val" if dialogue.split == "val" else "test"].append((persona_id, dialogue.id))
+    return twins

@@ -39,7 +39,7 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     check_labels(settings, done.dataset.personas, problems)
     counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
     counts["beginnings"] = reading.n_beginnings
-    counts["overlapping"] = sum(map(n_overlapping, reading.dataset.personas))
+    counts["overlapping"] = sum(n_overlapping(persona.dialogues, quoted=not labelled) for persona in reading.dataset.personas)
     alike: dict[str, Any] = {
         "similar_ids": similar_ids(persona.id for persona in reading.dataset.personas),
         "number_and_text": reading.number_and_text,
@@ -96,8 +96,8 @@ def summarise(dataset: Dataset, *, labelled: bool = False, refusal: str | None =
         response_characters=Distribution.of(map(len, answers)),
         duplicates=repeated.total(),
         leaks=len(find_leaks(dataset.personas, labelled=labelled)),
-        near_twins=0 if labelled else len(near_twins(dataset.personas)),
-        written_labels=len(written_labels(dataset.personas)) if labelled else None,
+        near_twins=0 if labelled else len(near_twins(dataset.personas)["test"]),
+        written_labels=len(written_labels(dataset.personas)["test"]) if labelled else None,
         repetitive=tuple((persona_id, n) for persona_id, n in repeated.most_common(_MOST_NAMED) if n),
         refusal=refusal,
         labels=tuple(labels.most_common()),

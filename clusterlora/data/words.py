@@ -24,7 +24,7 @@ _JOINERS = "\u200c\u200d"
 """Zero-width characters within words of Persian and of Indian scripts."""
 
 
-def words(text: str) -> list[str]:
+def words(text: str, *, code: bool = False) -> list[str]:
     """Return the lower-case words and the operators of a text; of scripts that do not separate words, the characters.
 
     Combining marks stay with their letter: without them the Hindi words for `of`, feminine and masculine, are equal. Between spaces a whole
@@ -33,20 +33,24 @@ def words(text: str) -> list[str]:
 
     Without operators `x + 1` would equal `x - 1`; adjacent ones are one word, as in `!=` or `->`. Hyphens, slashes and percent signs of
     prose, and the punctuation of sentences, are no words. A hyphen or slash without spaces is an operator between single small letters, or
-    one and a number (`x-1`, `a/b`), and everywhere in code (`total-count`, `10/2`): between backticks, or in a line with an equals sign.
-    There each punctuation mark is a word, too: `f(a), b` is not `f(a, b)`.
+    one and a number (`x-1`, `a/b`).
 
     A tokeniser of its own, because those of NLTK and sacreBLEU make words of the punctuation of sentences and know no code, and
     rouge-score's, to which this one is equal on plain English, knows ASCII only.
+
+    Args:
+        code: whether what is certainly code, between backticks or in a line with an equals sign, is read as such: every hyphen and slash
+            is an operator there (`total-count`, `10/2`), and each of `.,:;?!()"'` is a word, as `f(a), b` is not `f(a, b)`. To find one
+            text in another it must not be: the other may stand between backticks.
     """
     text = unicodedata.normalize("NFC", text)
     of_prose, of_code = _patterns("" if text.isascii() else _marks())
     tokens: list[str] = []
     end = 0
-    for code in _CODE.finditer(text) if "=" in text or "`" in text else ():
-        tokens += of_prose.findall(text, end, code.start())
-        tokens += of_code.findall(text, code.start(), code.end())
-        end = code.end()
+    for block in _CODE.finditer(text) if code and ("=" in text or "`" in text) else ():
+        tokens += of_prose.findall(text, end, block.start())
+        tokens += of_code.findall(text, block.start(), block.end())
+        end = block.end()
     tokens += of_prose.findall(text, end)
     return [token.lower() for token in tokens]
 
@@ -70,7 +74,7 @@ def _patterns(marks: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
         r"|(?<=\b[a-z])[-/](?=[a-z]\b|\d)|(?<=\d)[-/](?=[a-z]\b)"  # not in e-mail, 24/7 or A/C
         r"|(?<!\d)(?<!\d\s)%|%(?=\d)|(?<=\d\s)%(?=\s\d)"  # not in 40 %
     )
-    return re.compile(rf"{word}|(?:{prose})+"), re.compile(rf"{word}|(?:{_SYMBOL}|{bang}|[-/%])+|[.,:;?()\"']")
+    return re.compile(rf"{word}|(?:{prose})+"), re.compile(rf"{word}|(?:{_SYMBOL}|{bang}|[-/%])+|[.,:;?!()\"']")
 
 
 @cache

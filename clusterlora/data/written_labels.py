@@ -1,15 +1,16 @@
-"""Test rows whose label stands in a prompt that is trained on: a list of what the person rated so far tells their rating of this thing."""
+"""Rows whose label stands in the prompt of another row: a list of what the person rated so far tells their rating of this thing."""
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from clusterlora.data.escapes import unescaped
 from clusterlora.data.phrases import Phrases, Words
 from clusterlora.data.words import words
-from clusterlora.values import Dialogue, Persona
+from clusterlora.values import Dialogue, Persona, Split
 
 _MARK, _LINE = "|", "\n"
 """What punctuation, and the end of a line, become between words."""
@@ -21,6 +22,8 @@ _CUT = re.compile(
 _MOST_DIGITS = 9
 _MOST_MATCHED = 24
 """Words by which a thing is recognised, marks among them; a review has more."""
+_Entry = tuple[Words, Words]
+"""A thing and its label."""
 _TELLING = 3
 """Words of a thing that may stand after any other; fewer must begin an entry, so that `Rings` is not found in `Lord of the Rings`."""
 
@@ -93,52 +96,81 @@ def _next_number(tokens: Words, start: int) -> str:
     return str(int(number) + 1) if number.isdecimal() and len(number) <= _MOST_DIGITS else ""
 
 
-def written_labels_note(personas: Sequence[Persona]) -> str | None:
-    """Return in a sentence how many test dialogues a train prompt answers, and what helps; None without any."""
-    written = written_labels(personas)
-    if not written:
-        return None
-    n_test = sum(len(persona.of_split("test")) for persona in personas)
-    answered = "is answered" if len(written) == 1 else "are answered"
+class ListedThings:
+    """What one person's prompts list with its label, of what their dialogues ask about.
+
+    What a question asks about, its words without those that all of the person's questions share before or after it, stands there as an
+    entry, and after it punctuation and the label, with a word between them at most: `Dune (1984): 4`, `"title": "Dune", "rating": 4`. Other
+    ratings of the person, as profiles hold them, are none. Time is proportional to the words.
+
+    Args:
+        listing: positions of the dialogues whose prompts are read, by default all.
+    """
+
+    def __init__(self, dialogues: Sequence[Dialogue], listing: Iterable[int] | None = None) -> None:
+        self._texts = {
+            position: frozenset(turn.text for turn in dialogues[position].turns if turn.role != "assistant")
+            for position in (range(len(dialogues)) if listing is None else listing)
+        }
+        prompts = {text: _tokens(text) for text in chain.from_iterable(self._texts.values())}
+        asked = [[(_bare(prompts.get(q) or _tokens(q)), _bare(_tokens(a))) for q, a in _asked(dialogue)] for dialogue in dialogues]
+        pairs = list(chain.from_iterable(asked))
+        form = _Form.of({question for question, _ in pairs}, frozenset(label for _, label in pairs), prompts.values())
+        self._entries = [{(thing, label): None for question, label in own if label for thing in _things(question, form)} for own in asked]
+        self._things = [{thing for thing, _ in entries} for entries in self._entries]
+        self._positions: dict[_Entry, list[int]] = {}
+        for position, entries in enumerate(self._entries):
+            for entry in entries:
+                self._positions.setdefault(entry, []).append(position)
+        self._listed = self._entries_in(prompts, form)
+
+    def lists(self, listing: int, asked: int) -> bool:
+        """Return whether prompts of the dialogue `listing` list what the dialogue `asked` asks about, and ask about another thing."""
+        others = [entry for entry in self._entries[asked] if entry[0] not in self._things[listing]]
+        return any(entry in self._listed[text] for text in self._texts[listing] for entry in others)
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield the positions of dialogues of which the first lists what the second, another, asks about."""
+        for listing, texts in self._texts.items():
+            for entry in dict.fromkeys(chain.from_iterable(self._listed[text] for text in texts)):
+                if entry[0] not in self._things[listing]:
+                    yield from ((listing, asked) for asked in self._positions[entry])
+
+    def _entries_in(self, prompts: Mapping[str, Words], form: _Form) -> Mapping[str, AbstractSet[_Entry]]:
+        """Return the things with their labels that stand in each text."""
+        things = list(dict.fromkeys(thing for thing, _ in self._positions))
+        phrases = Phrases(things)
+        listed: dict[str, dict[_Entry, None]] = {}
+        for text, tokens in prompts.items():
+            own = listed.setdefault(text, {})
+            for start, number in phrases.found_in(tokens):
+                thing = things[number]
+                if start == 0 or tokens[start - 1] in _MARKS or _n_telling(thing, form.first_line | form.last_line) >= _TELLING:
+                    labels = form.labels_after(tokens, start, start + len(thing))
+                    own.update(((thing, label), None) for label in labels if (thing, label) in self._positions)
+        return {text: own.keys() for text, own in listed.items()}
+
+
+def written_words(n: int, of: int, split: Split) -> str:
+    """Return in a sentence that a train prompt answers so many of a later split's dialogues, and what helps."""
+    answered = "is answered" if n == 1 else "are answered"
+    leak = "a leak" if split == "test" else "the gate, and what else they decide, may favour what has learnt from it"
     return (
-        f"{len(written)} of {n_test} test dialogues {answered} in a train prompt of the same person, as in a list of what was rated so "
-        "far: a leak. Let prompts list only what no other row asks about."
+        f"{n} of {of} {split} dialogues {answered} in a train prompt of the same person, as in a list of what was rated so far: {leak}. "
+        "Let prompts list only what no other row asks about, or give a split column in order of time."
     )
 
 
-def written_labels(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
-    """Return (persona id, dialogue id) of the test dialogues whose label is written out in a train prompt of the same person.
-
-    What the question asks about, its words without those that all of the person's questions share before or after it, stands there as an
-    entry, and after it punctuation and the label, with a word between them at most: `Dune (1984): 4`, `"title": "Dune", "rating": 4`. Other
-    ratings of the person, as profiles hold them, are none. Time is proportional to the words.
-    """
-    return tuple((persona.id, dialogue_id) for persona in personas for dialogue_id in _written(persona))
-
-
-def _written(persona: Persona) -> Iterator[str]:
-    """Yield the ids of one person's test dialogues."""
-    train, test = persona.of_split("train"), persona.of_split("test")
-    prompts = {text: _tokens(text) for text in {turn.text for d in train + test for turn in d.turns if turn.role != "assistant"}}
-    asked = {d.id: tuple((_bare(prompts[question]), _bare(_tokens(answer))) for question, answer in _asked(d)) for d in train + test}
-    pairs = [pair for of_dialogue in asked.values() for pair in of_dialogue]
-    learnt = {prompts[turn.text] for dialogue in train for turn in dialogue.turns if turn.role != "assistant"}
-    form = _Form.of({question for question, _ in pairs}, frozenset(label for _, label in pairs), learnt)
-    ids_by_thing: dict[Words, dict[Words, set[str]]] = {}
-    for dialogue in test:
-        for question, label in asked[dialogue.id]:
-            for thing in _things(question, form) if label else ():
-                ids_by_thing.setdefault(thing, {}).setdefault(label, set()).add(dialogue.id)
-    things = list(ids_by_thing)
-    phrases = Phrases(things)
-    written: set[str] = set()
-    for tokens in learnt:
-        for start, number in phrases.found_in(tokens):
-            thing = things[number]
-            if start == 0 or tokens[start - 1] in _MARKS or _n_telling(thing, form.first_line | form.last_line) >= _TELLING:
-                for label in form.labels_after(tokens, start, start + len(thing)):
-                    written |= ids_by_thing[thing].get(label, set())
-    yield from (dialogue.id for dialogue in test if dialogue.id in written)
+def written_labels(personas: Sequence[Persona]) -> Mapping[Split, Sequence[tuple[str, str]]]:
+    """Return the test and val dialogues, as (persona id, dialogue id), whose label is written out in a train prompt of the same person."""
+    written: dict[Split, list[tuple[str, str]]] = {"test": [], "val": []}
+    for persona in personas:
+        train = [position for position, dialogue in enumerate(persona.dialogues) if dialogue.split == "train"]
+        for position in sorted({asked for _, asked in ListedThings(persona.dialogues, train).pairs()}):
+            dialogue = persona.dialogues[position]
+            if dialogue.split in ("test", "val"):
+                written["val" if dialogue.split == "val" else "test"].append((persona.id, dialogue.id))
+    return written
 
 
 def _asked(dialogue: Dialogue) -> Iterator[tuple[str, str]]:

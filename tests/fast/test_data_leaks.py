@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from clusterlora.data.conversations import beginnings, n_overlapping, overlapping_pairs, related_groups
 from clusterlora.data.duplicates import n_words, normalize, pieces
-from clusterlora.data.leaks import find_leaks
+from clusterlora.data.leaks import find_leaks, leak_note
 from clusterlora.data.load import load, split
 from clusterlora.data.near_sets import PAIRS_APART, PAIRS_IN_COMMON, FewApart, WordNumbers
 from clusterlora.data.problems import Problems
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import SPLITS
-from clusterlora.data.twins import near_twins, twins_note
+from clusterlora.data.twins import near_twins
 from clusterlora.data.validate import examine
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
@@ -211,18 +211,23 @@ def test_near_twins_in_somebody_elses_train_split_are_counted_and_named(tmp_path
     )
     with caplog.at_level(logging.WARNING):
         dataset = load(planted)
-    assert len(near_twins(dataset.personas)) == expected_twins(dataset) == examine(planted).near_twins == 12
+    twins_by_split = near_twins(dataset.personas)
+    assert len(twins_by_split["test"]) == expected_twins(dataset) == examine(planted).near_twins == 12
+    assert len(twins_by_split["val"]) == expected_twins(dataset, "val") == 12, "the gate and what else is chosen lean on them"
     told = "12 of 12 test dialogues nearly repeat a train dialogue of somebody else, or share an exchange with one"
     assert told in caplog.text
-    assert str(twins_note(dataset.personas)).startswith(f"{told}: a leak for unified and clusters")
-    one = [replace(person, dialogues=tuple(d for d in person.dialogues if d.split != "test")) for person in dataset.personas]
+    note = str(leak_note(dataset.personas))
+    assert note.startswith(f"{told}: a leak for unified and clusters")
+    assert f"{told.replace('test', 'val')}: the gate, and what else they decide, may favour unified and clusters" in note
+    assert all(sentence in caplog.text for sentence in note.split(". "))
+    one = [replace(person, dialogues=person.of_split("train")) for person in dataset.personas]
     one[0] = replace(one[0], dialogues=(*one[0].dialogues, dataset.personas[0].of_split("test")[0]))
     alone = "1 of 1 test dialogues nearly repeats a train dialogue of somebody else, or shares an exchange with one"
-    assert str(twins_note(one)).startswith(alone)
-    assert twins_note(dataset.personas[:1]) is None
+    assert str(leak_note(one)).startswith(alone)
+    assert leak_note(dataset.personas[:1]) is None
 
 
-def expected_twins(dataset: Dataset) -> int:
+def expected_twins(dataset: Dataset, split: Split = "test") -> int:
     """Return the number of near twins, by comparing every pair."""
     from clusterlora.data.duplicates import normalised_text
     from clusterlora.data.near_sets import APART, IN_COMMON, NEAR
@@ -243,7 +248,7 @@ def expected_twins(dataset: Dataset) -> int:
             for other in somebody.of_split("train")
         )
         for persona in dataset.personas
-        for d in persona.of_split("test")
+        for d in persona.of_split(split)
     )
 
 
@@ -266,7 +271,10 @@ def test_near_twins_are_those_found_by_comparing_every_pair(rows: list[tuple[str
             for name in NAMES
         )
     )
-    assert len(near_twins(people.personas)) == expected_twins(people)
+    assert {split: len(twins) for split, twins in near_twins(people.personas).items()} == {
+        "test": expected_twins(people),
+        "val": expected_twins(people, "val"),
+    }
 
 
 def spoken(*texts: str, split: Split | None = None, system: str | None = None) -> Dialogue:
@@ -424,7 +432,7 @@ def test_rows_with_the_history_in_any_form_are_one_conversation(form: Any, langu
     talks = (exchanges[:3], exchanges[3:])
     rows = [Dialogue(f"{k}-{i}", tuple(form(talk, i))) for k, talk in enumerate(talks) for i in range(3)]
     assert related_groups(rows) == ((0, 1, 2), (3, 4, 5))
-    assert n_overlapping(Persona("ann", None, tuple(rows))) == 6
+    assert n_overlapping(rows) == 6
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -434,7 +442,7 @@ def test_the_first_question_of_a_persons_only_conversation_is_no_template_althou
     rows = [Dialogue(f"d{i}", tuple(form(talk, i)), split="train" if i else "test") for i in range(4)]
     assert related_groups(rows) == ((0, 1, 2, 3),)
     ann = Persona("ann", None, tuple(rows))
-    assert n_overlapping(ann) == 4
+    assert n_overlapping(ann.dialogues) == 4
     assert sorted(find_leaks([ann])) == [("ann", "d1"), ("ann", "d2"), ("ann", "d3")]
 
 
@@ -538,10 +546,10 @@ def test_twins_are_counted_whatever_names_differ_and_in_every_language(language:
         )
         for p in range(8)
     )
-    assert len(near_twins(people)) == sum(len(persona.of_split("test")) for persona in people)
+    assert len(near_twins(people)["test"]) == sum(len(persona.of_split("test")) for persona in people)
     different = tuple(replace(p, dialogues=p.dialogues[i % 6 : i % 6 + 1]) for i, p in enumerate(people[:6]))
     apart = tuple(replace(p, dialogues=tuple(replace(d, split=s) for d in p.dialogues)) for p, s in zip(different, SPLITS * 2, strict=True))
-    assert near_twins(apart) == (), "other dialogues of the same people are none"
+    assert near_twins(apart) == {"test": [], "val": []}, "other dialogues of the same people are none"
 
 
 def test_few_words_apart_are_those_found_by_comparing_every_pair_of_characters() -> None:

@@ -109,6 +109,7 @@ def test_an_answer_half_or_twice_as_long_has_half_the_length_score() -> None:
         ("`print(a[1:])`, `print(a[:1])`.", "print ( a [ 1 : ] ) print ( a [ : 1 ] )"),
         ("y = f(x), y\nTell me, f(x): is it y?", "y = f ( x ) , y tell me f x is it y"),
         ("`'a' ? b.c : d`", "' a ' ? b . c : d"),
+        ("`println!(x)` and `user!.name`", "println ! ( x ) and user ! . name"),
         ("x-1", "x - 1"),
         ("x/1", "x / 1"),
         ("a-b", "a - b"),
@@ -136,7 +137,7 @@ def test_an_answer_half_or_twice_as_long_has_half_the_length_score() -> None:
     ],
 )
 def test_operators_are_words_and_the_punctuation_of_prose_is_not(text: str, tokens: str) -> None:
-    assert words(text) == tokens.split()
+    assert words(text, code=True) == tokens.split()
 
 
 def test_code_that_differs_in_an_operator_is_not_the_same_code() -> None:
@@ -192,6 +193,13 @@ def test_copy_rate_is_the_share_of_runs_of_eight_words_from_the_personas_own_tra
     texts = [TOLD, partly, TOLD, "certainly captain", "", "unseen words of the test split that nobody may ever look at here"]
     rates = score("copy_rate", texts, people=people, asked_by=["p", "p", "q", "p", "p", "p"])
     assert rates == pytest.approx([1.0, 3 / 4, 0.0, 0.0, 0.0, 0.0])
+
+
+def test_an_answer_that_is_copied_into_code_is_copied() -> None:
+    people = (persona("p", TOLD),)
+    texts = [f"`{TOLD}`", f"```\n{TOLD}\n```", f"note = {TOLD}"]
+    rates = score("copy_rate", texts, people=people, asked_by=["p"] * 3)
+    assert rates == [1.0, 1.0, 0.75], "`note` is a word of its own, in two runs"
 
 
 def test_a_copied_run_lies_within_one_response_and_whole_words() -> None:

@@ -14,7 +14,7 @@ from clusterlora.data.conversations import n_overlapping, related_groups
 from clusterlora.data.escapes import unescaped
 from clusterlora.data.phrases import Phrases, Words
 from clusterlora.data.quoted_history import quoting_pairs
-from clusterlora.values import Dialogue, Persona, Turn
+from clusterlora.values import Dialogue, Turn
 
 few_words = st.lists(st.sampled_from("abc"), max_size=6).map(tuple)
 
@@ -93,7 +93,7 @@ def test_an_exchange_that_many_dialogues_have_and_quote_needs_few_pairs() -> Non
     dialogues = rows(same, 40)
     pairs = list(quoting_pairs(dialogues))
     assert len(pairs) < 6 * len(dialogues), "five pairs at most: one per quoted exchange, and one that it is paired with first"
-    assert n_overlapping(Persona("ann", None, tuple(dialogues))) == len(dialogues)
+    assert n_overlapping(dialogues) == len(dialogues)
 
 
 TALKS = (
@@ -134,11 +134,57 @@ ESCAPED: dict[str, Callable[[Talk], str]] = {
 }
 
 
-def with_history(written: Callable[[Talk], str]) -> list[Dialogue]:
+FRAMED: dict[str, Callable[[Talk], str]] = {
+    "html with attributes": lambda talk: "".join(f'<p class="u">{html.escape(q)}</p><p class="b">{html.escape(a)}</p>' for q, a in talk),
+    "assignments": lambda talk: "".join(f"user = {q}\nbot = {a}\n" for q, a in talk),
+    "arrows": lambda talk: "".join(f"{q} => {a}\n" for q, a in talk),
+    "a fence": lambda talk: "```\n" + "".join(f"User: {q}\nBot: {a}\n" for q, a in talk) + "```",
+    "json in a fence": lambda talk: f"```json\n{as_json(talk)}\n```",
+    "a line with an equation": lambda talk: "x = 1; " + "; ".join(f"{q}: {a}" for q, a in talk),
+    "code with an ellipsis": lambda talk: "```python\ndef f(a, b):\n    ...\n```" + "".join(f"User: {q}\nBot: {a}\n" for q, a in talk),
+}
+PUNCTUATED = (
+    tuple((f"Could you check attic {i}, please?", f"Yes: attic number {i} is fine, and door {i} is locked, too.") for i in range(3)),
+    tuple((f"Is boat {i} tied up, then?", f"Not yet, sir: the rope of boat {i} is wet (still), so it waits.") for i in range(3)),
+)
+
+
+@pytest.mark.parametrize("form", FRAMED)
+def test_a_history_that_stands_in_code_is_found(form: str) -> None:
+    """Punctuation is no word there, as it is none in the turn that is quoted."""
+    assert related_groups(with_history(FRAMED[form], PUNCTUATED)) == ((0, 1, 2), (3, 4, 5))
+
+
+def test_a_call_that_several_rows_hold_is_too_little_to_tell_a_conversation() -> None:
+    calls = ("`df.head(5)`", '`print("hi")`', "`a, b = b, a`")
+    answered = [Dialogue(f"a{i}", (Turn("user", f"Show me {i}"), Turn("assistant", call))) for i, call in enumerate(calls)]
+    asked = [
+        Dialogue(f"b{i}", (Turn("user", f"What is {call} for, in words {i}?"), Turn("assistant", f"It does {i}")))
+        for i, call in enumerate(calls)
+    ]
+    assert len(related_groups([*answered, *asked])) == 6
+
+
+def test_an_opening_that_prompts_give_is_no_answer_of_which_they_quote_the_beginning() -> None:
+    opening = "Dear Sir or Madam, I am writing to you ..."
+    answers = (
+        "Dear Sir or Madam, I am writing to you about the boat",
+        "Hello Tom, what of the boat",
+        "The boat is mine, and so are the oars",
+    )
+    rows = [
+        Dialogue(f"{i}", (Turn("user", f"Finish this mail to {who}: {opening}"), Turn("assistant", answer)))
+        for i, (who, answer) in enumerate(zip(("Ida", "Tom", "Ann"), answers, strict=True))
+    ]
+    others = [Dialogue(f"o{i}", (Turn("user", f"number {i}"), Turn("assistant", f"it is {i}"))) for i in range(6)]
+    assert len(related_groups([*rows, *others])) == 9
+
+
+def with_history(written: Callable[[Talk], str], talks: Sequence[Talk] = TALKS) -> list[Dialogue]:
     """Return a row per exchange of two conversations, with the history so far as it is written."""
     return [
         Dialogue(f"{k}-{i}", (Turn("user", f"{written(talk[:i]) if i else ''}\nUser: {talk[i][0]}"), Turn("assistant", talk[i][1])))
-        for k, talk in enumerate(TALKS)
+        for k, talk in enumerate(talks)
         for i in range(3)
     ]
 

@@ -68,7 +68,7 @@ def test_spans_of_a_group_conversation_that_several_people_have_are_a_leak_and_s
         for dialogue in person.of_split("test")
         if any(turn.text in learnt[somebody] for turn in dialogue.turns for somebody in learnt.keys() - {person.id})
     ]
-    assert list(near_twins(dataset.personas)) == leaking
+    assert near_twins(dataset.personas)["test"] == leaking
     assert len(leaking) == examine(settings).near_twins >= 4, "own splits know nothing of spans"
     told = f"{len(leaking)} of 12 test dialogues nearly repeat a train dialogue of somebody else, or share an exchange with one"
     assert told in caplog.text
@@ -91,7 +91,7 @@ def test_an_exchange_counts_if_question_and_answer_have_six_words(asked: str, an
     tested = said("What did Tom say of all that?", "Nothing at all, he slept so long", asked.upper(), f"{answer} ", split="test")
     expected = frozenset({("p1", tested.id)} if counts else ())
     assert sharing_dialogues(people(learnt, tested)) == expected
-    assert set(near_twins(people(learnt, tested))) == expected
+    assert set(near_twins(people(learnt, tested))["test"]) == expected
 
 
 def test_another_question_another_answer_or_a_shared_system_text_share_nothing() -> None:

@@ -63,9 +63,9 @@ def letters_of(text: str) -> str:
     return "".join(filter(str.isalnum, "".join(filter(str.isalnum, text)).casefold()))
 
 
-@given(st.text())
-def test_no_letter_is_lost_and_no_word_begins_with_a_mark(text: str) -> None:
-    tokens = words(text)
+@given(st.text(), st.booleans())
+def test_no_letter_is_lost_and_no_word_begins_with_a_mark(text: str, code: bool) -> None:
+    tokens = words(text, code=code)
     assert letters_of("".join(tokens)) == letters_of(unicodedata.normalize("NFC", text))
     assert not [token for token in tokens if unicodedata.category(token[0]).startswith("M")]
 

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -13,12 +14,15 @@ import pytest
 from click.testing import CliRunner
 
 from clusterlora.cli.data import data
+from clusterlora.data.duplicates import duplicate_groups
 from clusterlora.data.leaks import leak_note
-from clusterlora.data.load import load
+from clusterlora.data.load import load, split
+from clusterlora.data.problems import Problems
+from clusterlora.data.source import SourceData
 from clusterlora.data.validate import examine
 from clusterlora.data.written_labels import written_labels
 from clusterlora.settings import DataSettings
-from clusterlora.values import Dialogue, Persona, Split, Turn
+from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
 
 Rated = Sequence[tuple[str, str]]
 Form = Callable[[Rated, str], str]
@@ -67,10 +71,13 @@ def rater(things: Sequence[str], form: Form, *, n: int = 16, others: bool = Fals
 @pytest.mark.parametrize("things", THINGS)
 @pytest.mark.parametrize("form", FORMS)
 def test_ratings_that_later_prompts_list_are_found_and_other_lists_are_none(form: str, things: str) -> None:
-    expected = tuple(("ann", f"{i}") for i in range(1, 16, 4))
-    assert written_labels([rater(THINGS[things], FORMS[form])]) == expected
-    assert written_labels([rater(THINGS[things], FORMS[form], others=True)]) == (), "profiles hold other things"
-    assert written_labels([rater(THINGS[things], FORMS[form], in_order=True)]) == (), "what comes last stands in no prompt before"
+    assert answered([rater(THINGS[things], FORMS[form])]) == [("ann", f"{i}") for i in range(1, 16, 4)]
+    assert answered([rater(THINGS[things], FORMS[form], others=True)]) == [], "profiles hold other things"
+    assert answered([rater(THINGS[things], FORMS[form], in_order=True)]) == [], "what comes last stands in no prompt before"
+
+
+def answered(personas: Sequence[Persona]) -> Sequence[tuple[str, str]]:
+    return written_labels(personas)["test"]
 
 
 def rows(*exchanges: tuple[str, str], tested: tuple[str, str], system: str | None = None) -> list[Persona]:
@@ -106,33 +113,33 @@ def rows(*exchanges: tuple[str, str], tested: tuple[str, str], system: str | Non
 def test_the_whole_thing_must_stand_there_as_an_entry_before_its_label(profile: str, found: bool) -> None:
     prompts = [f"{profile}\nHow many stars for {thing}?" for thing in ("Cars", "Brave", "Finding Nemo")]
     people = rows(*((prompt, rating) for prompt, rating in zip(prompts, "345", strict=True)), tested=("How many stars for Toy Story?", "2"))
-    assert bool(written_labels(people)) == found
+    assert bool(answered(people)) == found
     system = rows(
         *((f"How many stars for {t}?", r) for t, r in (("Cars", "3"), ("Up", "5"))),
         tested=("How many stars for Toy Story?", "2"),
         system=profile,
     )
-    assert bool(written_labels(system)) == found, "in the system text of rows to train on"
+    assert bool(answered(system)) == found, "in the system text of rows to train on"
 
 
 @pytest.mark.parametrize(("label", "found"), [("science fiction", True), ("fiction", False), ("sci-fi", False), ("[1]", False)])
 def test_a_label_may_be_several_words(label: str, found: bool) -> None:
     prompts = [f"Dune, tag: science fiction. Alien, tag: horror.\nTag of {film}" for film in ("Cars", "Brave")]
     people = rows((prompts[0], "horror"), (prompts[1], "science fiction"), tested=("Tag of Dune", label))
-    assert bool(written_labels(people)) == found
+    assert bool(answered(people)) == found
 
 
 def test_a_label_is_no_word_between_a_thing_and_another_label() -> None:
     prompts = [f"Dune: horror, comedy. Alien: horror, drama.\nTag of {film}" for film in ("Cars", "Brave", "Up")]
     learnt = zip(prompts, ("horror", "comedy", "drama"), strict=True)
-    assert written_labels(rows(*learnt, tested=("Tag of Dune", "comedy"))) == ()
+    assert answered(rows(*learnt, tested=("Tag of Dune", "comedy"))) == []
 
 
 def test_labels_without_words_and_questions_without_any_are_no_problem() -> None:
-    assert written_labels(rows(("Cars: 👍\n Up?", "👍"), ("...", "👎"), tested=("Cars?", "👍"))) == ()
-    assert written_labels(rows(("???", "4"), ("", "3"), tested=("!", "4"))) == ()
-    assert written_labels(rows(("???", "4"), ("Story: 2\nUp", "3"), tested=("Toy Story?", "2"))) == ()
-    assert written_labels([Persona("ann", None, ())]) == ()
+    assert answered(rows(("Cars: 👍\n Up?", "👍"), ("...", "👎"), tested=("Cars?", "👍"))) == []
+    assert answered(rows(("???", "4"), ("", "3"), tested=("!", "4"))) == []
+    assert answered(rows(("???", "4"), ("Story: 2\nUp", "3"), tested=("Toy Story?", "2"))) == []
+    assert answered([Persona("ann", None, ())]) == []
 
 
 def growing() -> Iterator[dict[str, Any]]:
@@ -150,7 +157,7 @@ def test_answered_test_rows_are_said_by_validate_by_a_study_and_in_its_report(tm
     settings = DataSettings(source="table", path=str(path), task="rating", train=12, val=4, test=4)
     with caplog.at_level(logging.WARNING):
         dataset = load(settings)
-    answered = [
+    expected = [
         (person.id, dialogue.id)
         for person in dataset.personas
         for dialogue in person.of_split("test")
@@ -160,17 +167,17 @@ def test_answered_test_rows_are_said_by_validate_by_a_study_and_in_its_report(tm
         )
     ]
     n_test = sum(len(person.of_split("test")) for person in dataset.personas)
-    assert len(answered) >= 6, "own splits know nothing of the order"
-    assert list(written_labels(dataset.personas)) == answered
-    assert examine(settings).written_labels == len(answered)
-    told = f"{len(answered)} of {n_test} test dialogues are answered in a train prompt of the same person"
+    assert len(expected) >= 6, "own splits know nothing of the order"
+    assert answered(dataset.personas) == expected
+    assert examine(settings).written_labels == len(expected)
+    told = f"{len(expected)} of {n_test} test dialogues are answered in a train prompt of the same person"
     assert told in caplog.text
     assert str(leak_note(dataset.personas, labelled=True)).startswith(told)
     options = ["--data", str(path), "--set", "data.task=rating", "--set", "data.train=12", "--set", "data.val=4", "--set", "data.test=4"]
     shown = CliRunner().invoke(data, ["validate", *options])
-    assert f"answered in a prompt     {len(answered)} of {n_test} test dialogues, in one to train on: a leak" in shown.stdout
+    assert f"answered in a prompt     {len(expected)} of {n_test} test dialogues, in one to train on: a leak" in shown.stdout
     as_json = json.loads(CliRunner().invoke(data, ["validate", "--json", *options]).stdout)
-    assert as_json["written_labels"] == len(answered)
+    assert as_json["written_labels"] == len(expected)
     texts = examine(DataSettings(source="table", path=str(path), train=12, val=4, test=4))
     assert texts.written_labels is None, "answers are text"
 
@@ -201,3 +208,59 @@ def test_twice_the_rows_are_twice_the_work_where_prompts_list_the_last_five(form
 
     few, many = (n_calls(rater(things, last_five, n=n)) for n in (40, 160))
     assert many < 6 * few, "of four times as many"
+
+
+@pytest.mark.parametrize("things", THINGS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("window", [40, 5])
+def test_rows_with_lists_that_grow_are_different_and_can_be_split_in_order_of_time(
+    form: str, things: str, window: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They differ in a line each: nearly all words of one are in the next; asked again, a thing is a duplicate however long the list."""
+    rng = Random(0)
+    own = [(thing, str(rng.randint(1, 5))) for thing in rng.sample(THINGS[things], 40)]
+    order: list[Split] = [*["train"] * 24, *["val"] * 8, *["test"] * 8]
+
+    def row(i: int, listed: int, split: Split | None) -> Dialogue:
+        prompt = FORMS[form](own[max(listed - window, 0) : listed], own[i][0])
+        return Dialogue(f"{i}-{listed}", (Turn("user", prompt), Turn("assistant", own[i][1])), split=split)
+
+    dialogues = tuple(row(i, i, split) for i, split in enumerate(order))
+    assert len(duplicate_groups(dialogues, labelled=True)) == 40
+    reading = SourceData(Dataset(tuple(Persona(name, None, dialogues) for name in ("ann", "bob"))))
+    settings, problems = DataSettings(source="table", path="rows.jsonl", task="rating", train=24, val=8, test=8), Problems()
+    with caplog.at_level(logging.WARNING):
+        done = split(reading, settings, problems).dataset
+    problems.raise_any()
+    assert done == reading.dataset, "nothing is left out"
+    assert not caplog.records, "what rows to train on list comes before"
+    by_chance = Dataset(tuple(replace(p, dialogues=tuple(replace(d, split=None) for d in p.dialogues)) for p in done.personas))
+    with caplog.at_level(logging.WARNING):
+        done = split(replace(reading, dataset=by_chance), settings, problems).dataset
+    problems.raise_any()
+    assert [len(person.of_split("test")) for person in done.personas] == [8, 8]
+    assert "test dialogues are answered in a train prompt of the same person" in caplog.text
+
+
+def test_a_thing_that_is_asked_again_is_a_duplicate_although_its_list_has_grown() -> None:
+    rated = [(thing, "3") for thing in THINGS["films"][:40]]
+    asked = [*((i, i) for i in range(40)), (36, 38)]
+    dialogues = [Dialogue(f"{i}-{n}", (Turn("user", FORMS["lines"](rated[:n], rated[i][0])), Turn("assistant", "3"))) for i, n in asked]
+    assert [group for group in duplicate_groups(dialogues, labelled=True) if len(group) > 1] == [(36, 40)]
+
+
+def test_rows_of_one_session_that_list_its_labels_stay_on_one_side() -> None:
+    """Where lists begin anew, nothing has to be divided."""
+    things = [[(thing, "3") for thing in THINGS["films"][n : n + 4]] for n in range(0, 40, 4)]
+    dialogues = tuple(
+        Dialogue(f"{n}-{i}", (Turn("user", FORMS["lines"](session[:i], thing)), Turn("assistant", label)))
+        for n, session in enumerate(things)
+        for i, (thing, label) in enumerate(session)
+    )
+    reading = SourceData(Dataset(tuple(Persona(name, None, dialogues) for name in ("ann", "bob"))))
+    settings, problems = DataSettings(source="table", path="rows.jsonl", task="rating", train=24, val=8, test=8), Problems()
+    done = split(reading, settings, problems).dataset
+    problems.raise_any()
+    assert written_labels(done.personas) == {"test": [], "val": []}
+    sides = {(d.id.split("-")[0], d.split) for d in done.personas[0].dialogues}
+    assert len(sides) == len(things), "a session has one split"

@@ -12,7 +12,11 @@ def length_ratio(answers: Scorable) -> Float[np.ndarray, " item"]:
 
     Twice as long and half as long score the same. Two texts without words score 1; if only one has words, it scores 0.
     """
-    lengths = [sorted((len(words(text)), len(words(reference)))) for text, reference in zip(answers.texts, answers.references, strict=True)]
+
+    def n_words(text: str) -> int:
+        return len(words(text, code=True))
+
+    lengths = [sorted((n_words(text), n_words(reference))) for text, reference in zip(answers.texts, answers.references, strict=True)]
     return np.array([shorter / longer if longer else 1.0 for shorter, longer in lengths], dtype=np.float64)
 
 

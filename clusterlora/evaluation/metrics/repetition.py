@@ -14,7 +14,7 @@ def repetition(answers: Scorable) -> Float[np.ndarray, " item"]:
 
     Source: seq-rep-4 of Welleck et al. 2020.
     """
-    grams_by_answer = [list(n_grams(words(text), _N)) for text in answers.texts]
+    grams_by_answer = [list(n_grams(words(text, code=True), _N)) for text in answers.texts]
     return np.array([1 - len(set(grams)) / len(grams) if grams else 0.0 for grams in grams_by_answer], dtype=np.float64)
 
 

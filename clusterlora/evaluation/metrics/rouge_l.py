@@ -12,7 +12,7 @@ class UnicodeWords:
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words; rouge-score calls this method."""
-        return words(text)
+        return words(text, code=True)
 
 
 def rouge_l(answers: Scorable) -> Float[np.ndarray, " item"]:
