@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from clusterlora.catalog import Catalog
 from clusterlora.errors import BadSettings, printable
 from clusterlora.settings import Study
-from clusterlora.study_checks import problems
+from clusterlora.study_checks import problems, problems_of_new
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
 
@@ -167,9 +167,9 @@ def as_mapping(study: Study) -> dict[str, Any]:
     return asdict(study)
 
 
-def check(study: Study) -> None:
-    """Refuse impossible combinations. Raises BadSettings, one line per problem."""
-    if lines := list(problems(study)):
+def check(study: Study, *, is_new: bool = False) -> None:
+    """Refuse impossible combinations, and of a study that is not recorded yet what it lacks. Raises BadSettings, one line per problem."""
+    if lines := [*problems(study), *(problems_of_new(study) if is_new else ())]:
         raise BadSettings("\n".join(lines))
 
 

@@ -115,8 +115,6 @@ def _name_problems(study: Study) -> Iterator[str]:
                 yield f"{path} = {name!r}: unknown {catalog.kind}; {hint}"
         for name in {name for name in names if names.count(name) > 1}:
             yield f"{path}: {name!r} is listed twice; list it once"
-    if (retrieving := _retrieving(study)) and "prompt_tokens" not in evaluation.metrics:
-        yield f"evaluation.metrics: {' and '.join(retrieving)} show exchanges in prompts, and prompt_tokens, their cost, is missing; add it"
     if study.methods and all(name in controls() for name in study.methods):
         yield f"methods = {list(study.methods)}: controls alone, none of which can be champion; add what they control"
     measured = {name: getattr(evaluation, name) for name in ("headline", "second_headline", "selection_metric")}
@@ -350,6 +348,13 @@ def _run_problems(study: Study) -> Iterator[str]:
         )
     if not study.recipe.target_modules:
         yield "recipe.target_modules = []: an adapter with nothing to change; name linear layers such as q_proj and v_proj"
+
+
+def problems_of_new(study: Study) -> Iterator[str]:
+    """Yield what is refused of a study that is not recorded yet; one of an earlier version, and its copies, go on as they are."""
+    is_copy = study.refresh.of is not None or study.data.permute_seed is not None or study.data.canaries is not None
+    if not is_copy and (retrieving := _retrieving(study)) and "prompt_tokens" not in study.evaluation.metrics:
+        yield f"evaluation.metrics: {' and '.join(retrieving)} show exchanges in prompts, and prompt_tokens, their cost, is missing; add it"
 
 
 def _retrieving(study: Study) -> list[str]:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 def with_usable_inputs(study: "Study") -> "Study":
     """Return the study with its base model; raise for one that cannot be used, or such data, before any server is started."""
+    from clusterlora.config import check
     from clusterlora.models.base import BASE_MODELS, base_revision
     from clusterlora.models.embedding import embedding_folder
     from clusterlora.settings import chosen_base
 
     stores = open_local_stores()
+    check(study, is_new=all(study.name != name for name, *_ in stores.studies.studies()))
     study = with_base(study, stores)
     if study.refresh.root is not None:
         # Its data are recorded, joined to those of before.

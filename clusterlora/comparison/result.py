@@ -221,6 +221,11 @@ class Comparison:
         """Return whether a method scores worse on average than what sets the floor does."""
         return self.floor is not None and METRICS[self.headline].is_better(self.floor, than=result.means[self.headline])
 
+    def is_ahead(self, contrast: Contrast) -> bool:
+        """Return whether the other method of a contrast has the better mean."""
+        own, others = (self.method(name).means[self.headline] for name in (contrast.method, contrast.other))
+        return METRICS[self.headline].is_better(others, than=own)
+
     @property
     def bar_start(self) -> float:
         """The score at which a drawing's bars start, so that a longer bar is a better method.

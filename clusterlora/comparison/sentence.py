@@ -79,7 +79,7 @@ def _no_champion(comparison: Comparison) -> Iterator[str]:
     elif missing.reason == "lowest":
         yield f"No champion: {_nothing(comparison, 'nothing')} is shown to beat {value}, and its mean is the worst of all."
     elif missing.reason == "no reference":
-        yield "No champion: unified, which a champion must beat, was not compared; add it to methods."
+        yield "No champion: unified, which a champion must beat, was not compared; add it to methods, or train and evaluate it."
     else:
         yield "No champion: only the base model and controls were compared."
 
@@ -148,7 +148,9 @@ def _is_winner(result: MethodResult) -> bool:
 def _shown_exchanges(comparison: Comparison) -> Iterator[str]:
     """Yield what was chosen on val for the prompts of methods with retrieval, what that costs, and what of it did not fit; or that a
     champion stood against none of these methods."""
-    if comparison.champion is not None and not any(_retrieves(result.method) for result in comparison.methods):
+    is_refresh = any(METHODS[result.method].needs_refresh for result in comparison.methods if result.method in METHODS)
+    # A refresh compares the champion alone; whether retrieval does better was asked of the study before it.
+    if comparison.champion is not None and not is_refresh and not any(_retrieves(result.method) for result in comparison.methods):
         yield "Whether retrieved examples do better is not known, as no method with them was compared."
     means = {result.method: result.means for result in comparison.methods}
     clauses: list[str] = []
@@ -249,9 +251,7 @@ def _contrast(comparison: Comparison, contrast: Contrast) -> str:
 
 def _rival(comparison: Comparison, contrast: Contrast) -> str:
     """Return what the best other method is called: its mean may be the better one, if it lacks something that a champion must have."""
-    own, others = (comparison.method(name).means[comparison.headline] for name in (contrast.method, contrast.other))
-    is_better = METRICS[comparison.headline].is_better(others, than=own)
-    return f"{contrast.other}, whose mean is better" if is_better else f"the runner-up {contrast.other}"
+    return f"{contrast.other}, whose mean is better" if comparison.is_ahead(contrast) else f"the runner-up {contrast.other}"
 
 
 def _retrieves(method: str) -> bool:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterlora.comparison.breakdown import cluster_records, persona_records
-from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
+from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference
 from clusterlora.csv_text import csv_text
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.markdown import markdown_table
@@ -135,7 +135,7 @@ def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[s
     """Return header and rows of the contrasts with controls and the runner-up; no rows without a verdict."""
     rows = [
         (
-            *(contrast.method, contrast.other, "control" if contrast.is_control else "runner-up"),
+            *(contrast.method, contrast.other, _role(comparison, contrast)),
             *_against(comparison, contrast.difference),
             _interval(comparison, contrast.difference.robust_low, contrast.difference.robust_high),
         )
@@ -143,6 +143,12 @@ def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[s
         if comparison.has_verdict
     ]
     return ("method", "against", "which is", "difference", *_AGAINST, _ROBUST), rows
+
+
+def _role(comparison: Comparison, contrast: Contrast) -> str:
+    if contrast.is_control:
+        return "control"
+    return "better mean" if comparison.is_ahead(contrast) else "runner-up"
 
 
 def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -9,7 +9,7 @@ from clusterlora.data.quoted_history import TELLING
 from clusterlora.values import Dialogue, Persona
 
 _FORMULA = 3
-"""So many different turns before an exchange, or after it, in dialogues of one person: a greeting or thanks, as in any dialogue."""
+"""So many different turns before an exchange, or after it: a greeting or thanks, as in any dialogue."""
 
 _Words = tuple[str, str]
 """Question and answer, normalised."""
@@ -29,19 +29,23 @@ def sharing_dialogues(personas: Sequence[Persona]) -> frozenset[tuple[str, str]]
     """Return (persona id, dialogue id) of the val and test dialogues that have an exchange in common with somebody else's train split.
 
     Question and answer are equal but for case and punctuation, and have six words together, without those that the first questions of all
-    of the person's dialogues share. An exchange that somebody has again and again, amid other things, is a formula and does not count.
+    of the person's dialogues share. An exchange that stands again and again amid other things, whoever has it, is a formula and does not
+    count; in spans of one conversation it stands amid the same.
     """
-    formulas: set[_Words] = set()
+    around: dict[tuple[_Words, bool], set[str]] = {}
     learners: dict[_Words, set[str]] = {}
     tested: list[tuple[str, str, _Words]] = []
     for persona in personas:
-        exchanges = tuple(_telling_exchanges(persona))
-        formulas |= _formulas(exchanges)
-        for one in exchanges:
+        for one in _telling_exchanges(persona):
+            for is_after, turn in ((False, one.before), (True, one.after)):
+                turns = around.setdefault((one.words, is_after), set()) if turn else set[str]()
+                if len(turns) < _FORMULA:
+                    turns.add(turn)
             if one.dialogue.split == "train":
                 learners.setdefault(one.words, set()).add(persona.id)
             else:
                 tested.append((persona.id, one.dialogue.id, one.words))
+    formulas = {words for (words, _), turns in around.items() if len(turns) >= _FORMULA}
     return frozenset(
         (persona_id, dialogue_id)
         for persona_id, dialogue_id, words in tested
@@ -64,13 +68,3 @@ def _telling_exchanges(persona: Persona) -> Iterator[_Exchange]:
 
 def _is_telling(question: str, answer: str, template: AbstractSet[str]) -> bool:
     return n_words([*(word for word in question.split() if word not in template), *answer.split()]) >= TELLING
-
-
-def _formulas(exchanges: Sequence[_Exchange]) -> AbstractSet[_Words]:
-    """Return the exchanges of one person that stand before, or after, so many different turns."""
-    around: dict[tuple[_Words, bool], set[str]] = {}
-    for one in exchanges:
-        for is_after, turn in ((False, one.before), (True, one.after)):
-            if turn:
-                around.setdefault((one.words, is_after), set()).add(turn)
-    return {words for (words, _), turns in around.items() if len(turns) >= _FORMULA}

@@ -19,6 +19,7 @@ _AT_ONCE = 8
 
 _SWAPPED: Mapping[Preference, Preference] = {"first": "second", "second": "first"}
 _WORTH: Mapping[Preference, float] = {"first": 1.0, "second": 0.0}
+_TIE = 0.5
 _ABSTAINS: frozenset[Preference] = frozenset({"abstain", "unusable"})
 _HUMAN = ("prompt", "reference", "first", "second", "preferred")
 
@@ -74,6 +75,8 @@ class CachedJudge:
 class JudgeQuality:
     """What a judge's preferences are worth: of `n_pairs`, asked in both orders, how many it judged alike.
 
+    In `n_preferring` pairs it prefers one answer, in both orders or in one without preferring the other in the other; in `n_equal` it says
+    twice that neither is better.
     In `n_undecided` pairs it abstained in at least one order; in the rest its orders disagree. `n_ties` and `n_unusable` count single
     replies. `agreement` is how many of `n_human` preferences of people are its own in both orders, None without any; `n_human_undecided`
     of them it judged otherwise in the other order, or abstained.
@@ -84,14 +87,20 @@ class JudgeQuality:
     n_undecided: int
     n_ties: int
     n_unusable: int
+    n_preferring: int
+    n_equal: int
     n_human: int = 0
     n_human_undecided: int = 0
     agreement: int | None = None
 
     @property
     def tells(self) -> bool:
-        """Whether it judged at least half of the pairs alike in both orders; the others score as if their answers were equal."""
-        return 2 * self.n_consistent >= self.n_pairs
+        """Whether it says something of at least half of the pairs, and not everywhere that neither answer is better.
+
+        What it contradicts in the other order, and what it abstains from twice, scores as if the answers were equal. So does a tie: who
+        says nothing else may not have read them.
+        """
+        return not self.n_pairs or (self.n_preferring > 0 and 2 * (self.n_preferring + self.n_equal) >= self.n_pairs)
 
     def sentence(self, identity: str) -> str:
         """Return it in words."""
@@ -139,10 +148,7 @@ def with_judge_scores(
             raise BadData(f"{reference} did not answer item {row.item_id!r} of {row.persona_id!r}, as the judge needs; evaluate it")
         pairs.append(AnswerPair(row.prompt, row.reference, row.text, other.text))
     preferences = _both_orders(pairs, judge)
-    scored = [
-        replace(row, scores={**row.scores, "judge": (_worth(one) + _worth(_swapped(two))) / 2})
-        for row, (one, two) in zip(rows, preferences, strict=True)
-    ]
+    scored = [replace(row, scores={**row.scores, "judge": _score(*both)}) for row, both in zip(rows, preferences, strict=True)]
     asked = {pair: both for pair, both in zip(pairs, preferences, strict=True) if pair.first != pair.second}
     words = [word for both in asked.values() for word in both]
     quality = JudgeQuality(
@@ -151,6 +157,8 @@ def with_judge_scores(
         n_undecided=sum(not _ABSTAINS.isdisjoint(both) for both in asked.values()),
         n_ties=words.count("tie"),
         n_unusable=words.count("unusable"),
+        n_preferring=sum(_score(*both) != _TIE for both in asked.values()),
+        n_equal=sum(both == ("tie", "tie") for both in asked.values()),
     )
     if not human:
         return scored, quality
@@ -199,5 +207,6 @@ def _swapped(preference: Preference) -> Preference:
     return _SWAPPED.get(preference, preference)
 
 
-def _worth(preference: Preference) -> float:
-    return _WORTH.get(preference, 0.5)
+def _score(one: Preference, two: Preference) -> float:
+    """Return the mean worth of the first answer over both orders."""
+    return (_WORTH.get(one, _TIE) + _WORTH.get(_swapped(two), _TIE)) / 2

@@ -265,7 +265,7 @@ def test_without_unified_no_method_is_champion(others: dict[str, float]):
     comparison = compared(evaluation({"cluster": 0.7, **others}))
     assert comparison.champion is None
     assert comparison.method("cluster").vs_reference is None
-    begins = "No champion: unified, which a champion must beat, was not compared; add it to methods. cluster "
+    begins = "No champion: unified, which a champion must beat, was not compared; add it to methods, or train and evaluate it. cluster "
     assert comparison.sentence.startswith(begins + ("has the best embedding similarity " if others else "is the only method: "))
 
 

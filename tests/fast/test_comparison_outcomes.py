@@ -180,6 +180,7 @@ def test_a_method_whose_mean_is_better_than_the_champions_is_told():
     assert comparison.champion == "cluster"
     assert comparison.methods[0].method == "hybrid"
     assert "cluster is not told apart from hybrid, whose mean is better (-" in comparison.sentence
+    assert "| cluster | hybrid | better mean |" in markdown(comparison)
     assert "the runner-up" not in comparison.sentence
 
 
@@ -189,6 +190,7 @@ def test_a_champion_that_no_method_with_retrieval_stood_against_says_so():
     assert words in compared(evaluation(means)).sentence
     assert words not in compared(evaluation(means | {"unified_retrieval": 0.6})).sentence
     assert words not in compared(evaluation(dict.fromkeys(means, 0.1))).sentence, "nobody is champion"
+    assert words not in compared(evaluation(means | {"last_champion": 0.6})).sentence, "the study that is refreshed was asked that"
 
 
 def test_metrics_beside_the_headline_are_told_with_their_margin_or_the_gain_that_could_have_been_shown():

@@ -1,7 +1,7 @@
 """Settings: which layer wins, what is refused, and the messages."""
 
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterlora.comparison.roles import deciding_control
-from clusterlora.config import PRESETS, as_mapping, from_mapping, parse_setting, resolve
+from clusterlora.config import PRESETS, as_mapping, check, from_mapping, parse_setting, resolve
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.metadata import Decision
 from clusterlora.planning.decisions import decide
@@ -163,12 +163,20 @@ def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(
     assert words in line
 
 
-def test_what_retrieval_costs_is_measured_wherever_a_method_retrieves() -> None:
-    (line,) = refusals(methods=["unified", "retrieval", "hybrid_retrieval"], evaluation__metrics=["embedding_similarity", "nll"])
-    assert line.startswith(
+def test_what_retrieval_costs_is_measured_wherever_a_new_study_retrieves() -> None:
+    """Studies of earlier versions that are recorded go on, and their copies too."""
+    study = resolve(
+        overrides={"methods": ["unified", "retrieval", "hybrid_retrieval"], "evaluation.metrics": ["embedding_similarity", "nll"]}
+    )
+    with pytest.raises(BadSettings) as refusal:
+        check(study, is_new=True)
+    assert str(refusal.value).startswith(
         "evaluation.metrics: retrieval and hybrid_retrieval show exchanges in prompts, and prompt_tokens, their cost, is missing"
     )
-    assert resolve(overrides={"methods": ["unified", "retrieval"]})
+    check(replace(study, data=replace(study.data, permute_seed=1)), is_new=True)
+    check(replace(study, data=replace(study.data, canaries=5)), is_new=True)
+    check(replace(study, refresh=replace(study.refresh, of="before")), is_new=True)
+    check(resolve(overrides={"methods": ["unified", "retrieval"]}), is_new=True)
 
 
 def test_a_rung_of_the_ladder_cannot_have_a_reserved_name(stores: Stores) -> None:

@@ -98,6 +98,46 @@ def test_neither_abstentions_nor_a_preferred_position_are_consistent_or_agree_wi
     assert (tmp_path / "judge.jsonl").exists() == (says != "unusable"), "an unusable reply is asked for again"
 
 
+class Hesitant(Longest):
+    """Prefers the longer answer where it comes first, and else says the other word."""
+
+    def __init__(self, otherwise: Preference) -> None:
+        super().__init__()
+        self.otherwise: Preference = otherwise
+
+    def prefer(self, pair: AnswerPair) -> Preference:
+        return "first" if len(pair.first) > len(pair.second) else self.otherwise
+
+
+@pytest.mark.parametrize(
+    ("judge", "tells"),
+    [
+        (Hesitant("tie"), True),
+        (Hesitant("abstain"), True),
+        (Longest(), True),
+        (Longest(position=True), False),
+        (Always("tie"), False),
+        (Always("abstain"), False),
+    ],
+    ids=["first or tie", "first or abstains", "longest", "position", "always tie", "always abstains"],
+)
+def test_a_judge_tells_something_if_it_prefers_answers_and_does_not_contradict_itself(
+    judge: Hesitant | Longest | Always, tells: bool, tmp_path: Path
+) -> None:
+    answers = [row("unified", str(i), "four") for i in range(4)] + [
+        row("cluster", str(i), text) for i, text in enumerate(("longer", "longest", "by far", "five"))
+    ]
+    rows, quality = with_judge_scores(answers, "unified", CachedJudge(judge, tmp_path / "judge.jsonl"), [])
+    assert quality.tells == tells
+    assert (max(row.scores["judge"] for row in rows) > 0.5) == tells
+
+
+def test_a_judge_that_is_asked_nothing_keeps_its_ties(tmp_path: Path) -> None:
+    rows, quality = with_judge_scores(ROWS[:5], "unified", CachedJudge(Longest(), tmp_path / "judge.jsonl"), [])
+    assert {row.scores["judge"] for row in rows} == {0.5}
+    assert quality.tells, "every answer is unified's"
+
+
 def test_nothing_is_asked_twice_of_the_same_judge(tmp_path: Path):
     file, again, other = tmp_path / "judge.jsonl", Longest(), Longest()
     with_judge_scores(ROWS, "unified", CachedJudge(Longest(), file), [])

@@ -121,8 +121,10 @@ def test_a_greeting_or_thanks_amid_three_different_things_of_a_person_is_a_formu
         return said(*own, *formula, split=split) if is_end else said(*formula, *own, split=split)
 
     ann = Persona("ann", None, (said(*formula, split="train"), *(talk(i, "train") for i in range(n_own))))
-    bob = Persona("bob", None, (talk(9, "test"),))
+    bob = Persona("bob", None, (said(*formula, split="test"),))
     assert len(sharing_dialogues([ann, bob])) == (n_own < 3)
+    several = [Persona(f"p{i}", None, (talk(2 * i, "train"), talk(2 * i + 1, "test"))) for i in range(n_own)]
+    assert sharing_dialogues(several) == frozenset(), "whoever says it"
 
 
 def test_windows_of_a_shared_conversation_are_no_formula() -> None:
