@@ -175,7 +175,8 @@ def test_what_retrieval_costs_is_measured_wherever_a_new_study_retrieves() -> No
     )
     check(replace(study, data=replace(study.data, permute_seed=1)), is_new=True)
     check(replace(study, data=replace(study.data, canaries=5)), is_new=True)
-    check(replace(study, refresh=replace(study.refresh, of="before")), is_new=True)
+    before = {"root": "a", "number": 1, "of": "a", "champion": "cluster-00", "champion_method": "cluster"}
+    check(replace(study, refresh=replace(study.refresh, **before)), is_new=True)
     check(resolve(overrides={"methods": ["unified", "retrieval"]}), is_new=True)
 
 
