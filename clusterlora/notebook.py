@@ -36,7 +36,7 @@ class Study:
 
         Args:
             home: the folder of the results, in the place of that which the commands of this shell use; other addresses are the
-                environment's.
+                environment's, but for an SQLite file that belongs to another folder.
             stores: stores that are open already, in the place of those of the environment.
 
         Raises:
@@ -215,11 +215,20 @@ class Study:
 
 
 def _stores(home: str | Path | None) -> Stores:
-    environment = {**os.environ, "CLUSTERLORA_HOME": str(home)} if home else {**os.environ, **_results_here()}
+    environment = _with_home(os.environ, home) if home else {**os.environ, **_results_here()}
     folder = results_home(environment)
     if not folder.is_dir():
         raise UnknownName(f"there is no folder of studies {str(folder)!r}; give home=, or set CLUSTERLORA_HOME")
     return from_environment(environment)
+
+
+def _with_home(environment: Mapping[str, str], home: str | Path) -> Mapping[str, str]:
+    """Return an environment with this folder of results, and without an SQLite file that is another folder's database."""
+    given = dict(environment) | {"CLUSTERLORA_HOME": str(home)}
+    is_file = given.get("CLUSTERLORA_DATABASE_URL", "").startswith("sqlite")
+    if is_file and results_home(environment).resolve() != Path(home).resolve():
+        del given["CLUSTERLORA_DATABASE_URL"]
+    return given
 
 
 def _results_here() -> Mapping[str, str]:

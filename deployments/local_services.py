@@ -92,6 +92,7 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
         before = replace(state)
         other_users = state.other_users(services_state.this_process())
         running = state.running()
+        ran_before = bool(running)
         results = _results(state, running)
         if running:
             services_environment.refuse_other_results(results)
@@ -130,10 +131,11 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
                 ensure(spec)
             _wait(home, servers, running)
         except BaseException:
-            # Other users need these processes, even if the program that restarted them is interrupted.
-            if not (state.kept or other_users):
+            # Other users need these processes, even if the program that restarted them is interrupted; whoever kept those that died does not.
+            if not (other_users or (state.kept and ran_before)):
                 processes.stop([running[name] for name in started])
-                # Nothing of this try is left, such as where its results were to be.
+                # Nothing of this try is left, such as where its results were to be, but what Prefect's database has.
+                before.applied = state.applied
                 before.save(home)
             raise
         if user is None:
@@ -204,9 +206,11 @@ def release(home: Path, *, keep: bool = False, log: Callable[[str], None]) -> tu
         if state.kept or not state.running():
             return ()
         users = state.other_users(this_process)
-        if not users:
-            with suppress(ServiceDown):
+        if not users and "prefect-server" in state.running():
+            try:
                 users = _unfinished_runs(home, state)
+            except ServiceDown as problem:
+                users = (f"studies, if any: Prefect does not say whether one runs ({problem}); clusterlora down stops them",)
         if users:
             log(f"the servers stay up for {', '.join(users)}")
             return ()
@@ -246,11 +250,14 @@ def status(home: Path) -> LocalServices | None:
     return LocalServices(home, state.ports, running, results=_results(state, running)) if running else None
 
 
-def results_of_client(home: Path) -> Mapping[str, str]:
+def results_of_client(home: Path, *, is_damaged: bool = False) -> Mapping[str, str]:
     """Return where a command of this shell reads and writes results, as variables: folder and database of the services, also of such that
     all died, unless its environment names others.
+
+    Args:
+        is_damaged: the file that says so is; those that run are asked.
     """
-    state = services_state.load(home)
+    state = services_state.recovered(home) if is_damaged else services_state.load(home)
     return service_specs.results_of(services_environment.of_client(_results(state, state.running())))
 
 

@@ -63,15 +63,19 @@ def load(home: Path) -> ServicesState:
     """Return the state as last saved; an empty one if nothing was ever started.
 
     Raises:
-        ServiceDown: what was saved is damaged.
+        ServiceDown: what was saved is damaged, or another user's.
     """
     file = home / _FILE
-    if not file.exists():
-        return ServicesState()
     try:
         entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         by_name = {part: {name: Process(**process) for name, process in entries.get(part, {}).items()} for part in ("processes", "users")}
         return ServicesState(**{**entries, "ports": Addresses(**entries["ports"]), **by_name})
+    except FileNotFoundError:
+        return ServicesState()
+    except PermissionError as error:
+        raise ServiceDown(
+            f"{file}, which says what servers run, belongs to another user; give this shell servers of its own (CLUSTERLORA_STACK_HOME)"
+        ) from error
     except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise ServiceDown(
             f"{file}, which says what servers run, is damaged ({error}); stop those that run, and begin anew, with: clusterlora down"

@@ -55,7 +55,7 @@ def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...],
         raise click.UsageError("--set changes a study or how a base is trained; name it with --config or --base-model")
     study = None if base_model is None and file is None else study_to_measure(base_model, file, settings)
     memory = [] if study is None or base_model is None else [_base_model(study)]
-    power = [] if study is None or file is None else [_power(study, file)]
+    power = [] if study is None or file is None else [_power(study)]
     checks = [*_checks(), *memory, *power]
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks]))
@@ -80,7 +80,7 @@ def _base_model(study: "Study") -> Check:
         return Check("base model", False, f"not measured: {problem}", "run: make install")
 
 
-def _power(study: "Study", file: Path) -> Check:
+def _power(study: "Study") -> Check:
     """Return what the study's comparison can show on the people of its data; a study that can show nothing does not fail."""
     from clusterlora.comparison.power import expected_clusters, study_power, why_no_power
     from clusterlora.data.validate import examine
@@ -89,9 +89,9 @@ def _power(study: "Study", file: Path) -> Check:
     try:
         summary = examine(study.data)
     except ClusterLoraError as problem:
-        return Check("data", False, str(problem).splitlines()[0], f"run: clusterlora data validate --config {file}")
+        return Check("data", False, str(problem).splitlines()[0], "run with the same options: clusterlora data validate")
     if summary.refusal is not None:
-        return Check("data", False, summary.refusal.splitlines()[0], f"run: clusterlora data validate --config {file}")
+        return Check("data", False, summary.refusal.splitlines()[0], "run with the same options: clusterlora data validate")
     power = study_power(study.methods, REFERENCE, n := summary.personas, clusters=expected_clusters(study.clustering, n))
     return Check("power", True, power.sentence if power else why_no_power(study.methods, REFERENCE))
 
@@ -134,7 +134,7 @@ def _folders() -> Iterator[tuple[str, Path]]:
 
 
 def _disk(what: str, folder: Path) -> Check:
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.exists(parent))  # noqa: PTH110  (no error for a name that is too long)
     free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
     good = writable and free >= _DISK_BYTES
     fix = "" if good else "free some space or choose another folder" if writable else "choose a folder that you can write to"
@@ -154,8 +154,10 @@ def _failed(what: str, problem: Exception) -> Check:
 def _database() -> Check:
     try:
         n_studies = len(open_local_stores().studies.studies())
-    except ClusterLoraError as problem:
+    except (ClusterLoraError, OSError) as problem:
         return _failed("database", problem)
+    except ImportError as problem:
+        return Check("database", False, f"not read: {problem}", "run: make install")
     return Check("database", True, f"{n_studies} {'study' if n_studies == 1 else 'studies'}")
 
 
@@ -204,9 +206,12 @@ def _pools(services: Any) -> Iterator[Check]:
 def _gpu() -> Check:
     from clusterlora.models.device import unseen_gpu
 
+    devices = os.environ.get(DEVICES_VARIABLE)
+    if devices is not None and not named_devices(devices):
+        return Check("GPU", True, f"hidden by {DEVICES_VARIABLE}={devices}; training uses the CPU")
     none = Check("GPU", True, "none; training uses the CPU, enough for homelm and small studies")
     tool = shutil.which("nvidia-smi")
-    if tool is None and not named_devices(os.environ.get(DEVICES_VARIABLE, "")):
+    if tool is None and devices is None:
         return none
     try:
         import torch

@@ -75,7 +75,9 @@ def results_here() -> Mapping[str, str]:
     except ServiceDown as problem:
         # Results and database can be read without servers.
         _tell_once(str(problem))
-        return deployments("service_specs").results_of(os.environ)
+        results = local_services.results_of_client(services_home(), is_damaged=True)
+        _tell_once(f"results are looked for in {results['CLUSTERLORA_HOME']}; CLUSTERLORA_HOME names another folder")
+        return results
     if line := deployments("services_environment").adopted(results):
         _tell_once(line)
     return results

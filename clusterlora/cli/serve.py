@@ -10,6 +10,7 @@ import click
 
 from clusterlora.cli.local_stores import open_registry
 from clusterlora.cli.options import FiniteRange
+from clusterlora.cli.orchestration import use_local_services
 from clusterlora.cli.progress import echo_stderr
 from clusterlora.serving import MOST_RESIDENT
 
@@ -85,6 +86,8 @@ def serve(
     folder = Path(model) if (Path(model) / "routes.json").is_file() else None
     listener = listen(settings, has_keys=not no_key)
     source = FolderSource(folder, n_resident=resident) if folder else RegistrySource(open_registry(), model, n_resident=resident)
+    # The keys are where the results are, whatever is served.
+    use_local_services()
     file = key_file or results_home() / ".serving" / "api-keys"
     keys = None if no_key else load_or_create_keys(file)
     echo_stderr(f"loading {model}")

@@ -121,8 +121,24 @@ def test_the_doctor_says_that_a_gpu_that_was_given_is_not_seen(monkeypatch: pyte
     check = doctor._gpu()
     assert (check.good, check.fix) == (False, "set it to nothing (CUDA_VISIBLE_DEVICES=) for the CPU")
     assert check.found == "CUDA_VISIBLE_DEVICES = '3' gives this process a GPU, and PyTorch sees none"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert doctor._gpu().good
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    for hidden in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        check = doctor._gpu()
+        assert (check.good, check.found) == (True, f"hidden by CUDA_VISIBLE_DEVICES={hidden}; training uses the CPU")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "taken/below"], ids=["too long", "below a file"])
+def test_the_doctor_checks_all_else_where_the_results_folder_cannot_be_made(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / name))
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "stack"))
+    assert main(["doctor", "--json"]) == 1
+    found = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+    assert {"python", "memory", "results", "model cache", "servers", "GPU", "homelm"} <= found.keys()
+    assert not found["database"]["good"]
 
 
 def test_the_doctor_checks_all_else_where_a_base_cannot_be_measured(
@@ -141,14 +157,14 @@ def test_the_doctor_checks_all_else_where_a_base_cannot_be_measured(
     assert "clusterlora doctor" not in json.dumps(found["base model"])
 
 
-WITHOUT_TORCH = """
+WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
 
 class Others(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] == "torch" else super().find_spec(name, path, target)
+        return None if name.partition(".")[0] == sys.argv[1] else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Others
 from clusterlora.cli import main
@@ -161,13 +177,24 @@ sys.exit(main(["doctor", "--base-model", "homelm", "--json"]))
 def test_the_doctor_says_that_pytorch_is_missing_and_checks_all_else(tmp_path: Path, devices: str) -> None:
     homes = {"CLUSTERLORA_HOME": str(tmp_path / "studies"), "CLUSTERLORA_STACK_HOME": str(tmp_path / "stack")}
     environment = {**os.environ, **homes, "CUDA_VISIBLE_DEVICES": devices, "PATH": str(tmp_path)}
-    completed = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], env=environment, capture_output=True, text=True, check=False)
+    completed = subprocess.run([sys.executable, "-c", WITHOUT, "torch"], env=environment, capture_output=True, text=True, check=False)
     assert completed.returncode == 1, completed.stderr
     found = {check["what"]: check for check in json.loads(completed.stdout)}
     assert {"python", "database", "servers", "homelm"} <= found.keys()
     assert (found["packages"]["found"], found["packages"]["fix"]) == ("missing: torch", "run: make install")
     assert found["GPU"]["good"] == (devices == "")
     assert (found["base model"]["good"], found["base model"]["fix"]) == (False, "run: make install")
+
+
+@pytest.mark.whole
+def test_the_doctor_says_that_mlflow_is_missing_and_checks_all_else(tmp_path: Path) -> None:
+    homes = {"CLUSTERLORA_HOME": str(tmp_path / "studies"), "CLUSTERLORA_STACK_HOME": str(tmp_path / "stack")}
+    environment = {**os.environ, **homes, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    completed = subprocess.run([sys.executable, "-c", WITHOUT, "mlflow"], env=environment, capture_output=True, text=True, check=False)
+    assert completed.returncode == 1, completed.stderr
+    found = {check["what"]: check for check in json.loads(completed.stdout)}
+    assert {"python", "results", "servers", "GPU", "homelm"} <= found.keys()
+    assert (found["packages"]["found"], found["database"]["fix"]) == ("missing: mlflow", "run: make install")
 
 
 def test_a_command_of_its_own_refuses_to_load_a_base_without_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,44 @@ def test_what_is_not_there_is_refused_with_what_is(finished_stores: Stores, tiny
         opened.router("clusters")
 
 
+def test_a_folder_that_is_given_is_read_with_its_own_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell may have the addresses of another installation, as of `clusterlora up --exports`."""
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    for folder in (theirs, own):
+        folder.mkdir()
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(theirs))
+    monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", f"sqlite:///{theirs}/clusterlora.db")
+    with pytest.raises(UnknownName, match="unknown study 'demo'"):
+        clusterlora.Study("demo", home=own)
+    assert (own / "clusterlora.db").is_file()
+    monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", f"sqlite:///{tmp_path}/beside.db")
+    with pytest.raises(UnknownName, match="unknown study 'demo'"):
+        clusterlora.Study("demo", home=theirs)
+    assert (tmp_path / "beside.db").is_file(), "this folder's, as the shell says"
+
+
+def test_services_of_another_user_are_no_matter_to_who_has_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_text = Path.read_text
+
+    def refuse(path: Path, *args: Any, **options: Any) -> str:
+        if path.name == "stack.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_text(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    (tmp_path / "own").mkdir()
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "stack"))
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "own"))
+    monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
+    with pytest.raises(UnknownName, match="unknown study 'demo'"):
+        clusterlora.Study("demo")
+    told = capsys.readouterr().err
+    assert "belongs to another user; give this shell servers of its own (CLUSTERLORA_STACK_HOME)" in told
+    assert f"results are looked for in {tmp_path / 'own'}" in told
+
+
 @pytest.mark.whole
 def test_the_notebook_runs(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = json.loads((REPOSITORY / "docs" / "study.ipynb").read_text(encoding="utf-8"))

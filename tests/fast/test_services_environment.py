@@ -462,15 +462,15 @@ def test_a_server_that_does_not_answer_is_asked_once_to_forget_workers(monkeypat
     assert asked == ["work_pools/cpu/workers/cpu"]
 
 
-@pytest.mark.parametrize("died", [False, True])
+@pytest.mark.parametrize(("died", "user"), [(False, None), (True, "study one"), (True, None)], ids=["no services", "used", "kept"])
 def test_a_start_that_is_interrupted_leaves_nothing_of_what_its_shell_said(
-    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, died: bool
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, died: bool, user: str | None
 ) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     if died:
-        processes.stop(list(up(home, user="study one")[0].running.values()), patience_seconds=0)
+        processes.stop(list(up(home, user=user)[0].running.values()), patience_seconds=0)
     before = services_state.load(home)
     assert bool(before.results) == died
     for name in ("CLUSTERLORA_HOME", "CLUSTERLORA_DATABASE_URL"):
@@ -481,6 +481,52 @@ def test_a_start_that_is_interrupted_leaves_nothing_of_what_its_shell_said(
         up(home, workers=3, host="localhost", user="study two")
     assert services_state.load(home) == before
     assert local_services.status(home) is None
+
+
+def test_deployments_that_were_applied_stay_recorded_where_the_start_fails_afterwards(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's database has them: going back to the version before would apply nothing."""
+
+    def fails(_home: Path, servers: Collection[ServiceSpec], _running: Any) -> None:
+        if len(servers) > 1:
+            raise ServiceDown("mlflow-server does not answer")
+
+    monkeypatch.setattr(local_services, "_apply", lambda *_: "new")
+    monkeypatch.setattr(local_services, "_wait", fails)
+    with pytest.raises(ServiceDown, match="mlflow-server"):
+        up(home)
+    state = services_state.load(home)
+    assert (state.applied, state.results, state.processes) == ("new", {}, {})
+
+
+def test_services_stay_up_where_prefect_does_not_say_whether_a_study_uses_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    up(home, user="registry")
+
+    def request(*_: Any, **_options: Any) -> Any:
+        raise ServiceDown("503 Service Unavailable")
+
+    told: list[str] = []
+    monkeypatch.setattr(prefect_rest, "request", request)
+    assert local_services.release(home, log=told.append) == ()
+    assert "Prefect does not say whether one runs (503 Service Unavailable); clusterlora down stops them" in told[-1]
+    services = local_services.status(home)
+    assert services is not None
+    processes.stop([services.running["prefect-server"]], patience_seconds=0)
+    assert local_services.release(home, log=told.append), "nobody can use what has no server"
+
+
+def test_where_the_state_is_damaged_those_that_run_say_where_results_are(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "theirs"))
+    monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
+    services, _ = up(home)
+    monkeypatch.delenv("CLUSTERLORA_HOME")
+    (home / "stack.json").write_text('{"ports": {')
+    with pytest.raises(ServiceDown, match="is damaged"):
+        local_services.results_of_client(home)
+    assert local_services.results_of_client(home, is_damaged=True)["CLUSTERLORA_HOME"] == str(tmp_path / "theirs")
+    processes.stop(list(services.running.values()), patience_seconds=0)
+    assert local_services.results_of_client(home, is_damaged=True)["CLUSTERLORA_HOME"] == str(service_specs.CHECKOUT / "studies")
 
 
 def test_of_a_process_that_has_ended_no_environment_is_told() -> None:
