@@ -131,7 +131,7 @@ def _up(home: Path, workers: int | None, host: str | None, user: str | None, log
                 ensure(spec)
             _wait(home, servers, running)
         except BaseException:
-            # Other users need these processes, even if the program that restarted them is interrupted; whoever kept those that died does not.
+            # Other users need these processes, even if the program that restarted them is interrupted; whoever kept some that died, none.
             if not (other_users or (state.kept and ran_before)):
                 processes.stop([running[name] for name in started])
                 # Nothing of this try is left, such as where its results were to be, but what Prefect's database has.

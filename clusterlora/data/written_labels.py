@@ -13,12 +13,16 @@ from clusterlora.data.words import words
 from clusterlora.values import Dialogue, Persona, Split
 
 _MARK, _LINE = "|", "\n"
-"""What punctuation, and the end of a line, become between words."""
+"""What punctuation, and the end of a line, become between words; stars and emoji in a row are a word, and the marks of `C++` and `A+`."""
 _MARKS = (_MARK, _LINE)
+_SYMBOLS = "\u2605\u2606\u2764\u2b50\U0001f300-\U0001faff"
 _CUT = re.compile(
     r"(?P<number>(?<!\d)\d{1,15}\.\d{1,15}(?!\d))"
-    r"|[\t\n\r!-/:-@\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u0964\u0965\u2010-\u205e\u2190-\u2bff\u3001-\u301f]+"
+    rf"|(?P<symbols>[{_SYMBOLS}][{_SYMBOLS}\ufe0e\ufe0f]*)|(?P<suffix>(?<=\w)(?:\+{{1,2}}|#)(?!\w))"
+    r"|(?:</?[a-z][^<>\n]{0,80}>|[\t\n\r!-/:-@\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u0964\u0965\u2010-\u205e\u2190-\u2bff\u3001-\u301f])+"
 )
+_DIGIT = re.compile(r"\d")
+_NO_VARIATION = dict.fromkeys(map(ord, "\ufe0e\ufe0f"))
 _MOST_DIGITS = 9
 _MOST_MATCHED = 24
 """Words by which a thing is recognised, marks among them; a review has more."""
@@ -47,7 +51,7 @@ class _Form:
     @classmethod
     def of(cls, questions: AbstractSet[Words], labels: frozenset[Words], prompts: Iterable[Words]) -> "_Form":
         """Return the form of these different questions; of a single one nothing is known."""
-        form = cls(labels, _between(prompts, labels), tuple({*map(len, labels)} - {0}))
+        form = cls(labels, _between(prompts, labels), tuple(sorted({*map(len, labels)} - {0}, reverse=True)))
         if len(questions) <= 1:
             return form
         first, *_ = questions
@@ -73,7 +77,9 @@ class _Form:
         starts = [] if is_numbered else [end + 1]
         if tokens[end + 1 : end + 2] and tokens[end + 1] in self.between:
             starts.append(end + 3 if tokens[end + 2 : end + 3] in ((_MARK,), (_LINE,)) else end + 2)
-        return self.labels.intersection(tokens[start : start + n] for start in starts for n in self.label_lengths)
+        # The longest: `C` is none where `C++` stands.
+        found = (next((label for n in self.label_lengths if (label := tokens[start : start + n]) in self.labels), None) for start in starts)
+        return frozenset(label for label in found if label)
 
 
 def _between(prompts: Iterable[Words], labels: AbstractSet[Words]) -> AbstractSet[str]:
@@ -181,8 +187,10 @@ def _asked(dialogue: Dialogue) -> Iterator[tuple[str, str]]:
 
 
 def _tokens(text: str) -> Words:
-    """Return the words of a text with a mark for punctuation between them; 4.0 is 4, and 4.5 is one word."""
+    """Return the words of a text with a mark for punctuation between them; 4.0 is 4, in whatever digits, and 4.5 is one word."""
     plain = unicodedata.normalize("NFKC", unescaped(text)).casefold()
+    if not plain.isascii():
+        plain = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), plain)
     tokens: list[str] = []
     end = 0
     for cut in _CUT.finditer(plain):
@@ -190,6 +198,9 @@ def _tokens(text: str) -> Words:
         end = cut.end()
         if cut["number"]:
             tokens.append(repr(float(cut["number"])).removesuffix(".0"))
+            continue
+        if cut["symbols"] or cut["suffix"]:
+            tokens.append(cut[0].translate(_NO_VARIATION))
             continue
         mark = _LINE if "\n" in cut[0] else _MARK
         if tokens and tokens[-1] in _MARKS:

@@ -498,7 +498,7 @@ def test_deployments_that_were_applied_stay_recorded_where_the_start_fails_after
     assert (state.applied, state.results, state.processes) == ("new", {}, {})
 
 
-def test_services_stay_up_where_prefect_does_not_say_whether_a_study_uses_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_stay_up_where_prefect_does_not_say_what_uses_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     up(home, user="registry")
 
     def request(*_: Any, **_options: Any) -> Any:

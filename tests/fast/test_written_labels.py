@@ -49,6 +49,9 @@ FORMS: dict[str, Form] = {
     "escaped": lambda rated, thing: json.dumps("".join(f"Thing: {a}\nRating: {x}\n\n" for a, x in rated)) + f"\nRate {thing}",
     "turns": lambda rated, thing: "".join(f"User: how is {a}\nBot: {x}\n" for a, x in rated) + f"User: how is {thing}\nBot:",
     "closed": lambda rated, thing: "".join(f"Q: is {a} any good?\nA: {x}\n" for a, x in rated) + f"Q: is {thing} any good?\nA:",
+    "html": lambda rated, thing: (
+        "".join(f'<tr class="r"><td>{a}</td><td>{x}</td></tr>' for a, x in rated) + f"<p>How many stars for {thing}?</p>"
+    ),
     "question first": lambda rated, thing: f"Rate {thing}.\n\nHistory:\n" + "\n".join(f"{a}\t{x}" for a, x in rated),
     "things alone": lambda rated, thing: "".join(f"{a} = {x}\n" for a, x in rated) + thing,
     "things in a line": lambda rated, thing: "".join(f"{a} = {x}, " for a, x in rated) + thing,
@@ -129,6 +132,29 @@ def test_a_label_may_be_several_words(label: str, found: bool) -> None:
     assert bool(answered(people)) == found
 
 
+@pytest.mark.parametrize(
+    ("listed", "label", "found"),
+    [
+        ("★★★★", "★★★★", True),
+        ("★★★★", "★★★", False),
+        ("★★★☆☆", "★★★☆☆", True),
+        ("👍", "👍", True),
+        ("👍️", "👍", True),
+        ("👎", "👍", False),
+        ("C++", "C++", True),
+        ("C++", "C", False),
+        ("C", "C++", False),
+        ("A+", "A", False),
+        ("٤", "4", True),
+        ("science fiction", "science", False),
+    ],
+)
+def test_stars_emoji_and_marks_tell_labels_apart(listed: str, label: str, found: bool) -> None:
+    prompts = [f"Dune: {listed}\nTag of {film}?" for film in ("Cars", "Brave")]
+    people = rows((prompts[0], listed), (prompts[1], "other"), tested=("Tag of Dune?", label))
+    assert bool(answered(people)) == found
+
+
 def test_a_label_is_no_word_between_a_thing_and_another_label() -> None:
     prompts = [f"Dune: horror, comedy. Alien: horror, drama.\nTag of {film}" for film in ("Cars", "Brave", "Up")]
     learnt = zip(prompts, ("horror", "comedy", "drama"), strict=True)
@@ -136,7 +162,7 @@ def test_a_label_is_no_word_between_a_thing_and_another_label() -> None:
 
 
 def test_labels_without_words_and_questions_without_any_are_no_problem() -> None:
-    assert answered(rows(("Cars: 👍\n Up?", "👍"), ("...", "👎"), tested=("Cars?", "👍"))) == []
+    assert answered(rows(("Cars: ...\n Up?", "..."), ("...", "!"), tested=("Cars?", "..."))) == []
     assert answered(rows(("???", "4"), ("", "3"), tested=("!", "4"))) == []
     assert answered(rows(("???", "4"), ("Story: 2\nUp", "3"), tested=("Toy Story?", "2"))) == []
     assert answered([Persona("ann", None, ())]) == []
