@@ -5,6 +5,7 @@ their questions with the published outputs are those to score.
 """
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.records import identifier, numbered, words, words_or_number
 from clusterlora.data.rows import rows
 from clusterlora.data.source import SourceData
-from clusterlora.errors import BadData, BadSettings
+from clusterlora.errors import BadData, BadSettings, printable
 from clusterlora.json_text import parsed
 from clusterlora.settings import DataSettings, Task
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn, digest
@@ -49,8 +50,11 @@ _LAMP: Mapping[str, _Form] = {
     "LaMP_4": _Form("text", "{text}", "title", "article: "),
     "LaMP_5": _Form("text", "{abstract}", "title", "paper: "),
     "LaMP_6": _Form("text", "{text}", "title", "email: "),
-    "LaMP_7": _Form("text", "Write a tweet.", "text"),
+    "LaMP_7": _Form("text", "Write a tweet.", "text", is_asked=False),
 }
+
+_LISTED = re.compile(r"(?:tags|categories): \[([^\]]+)\]")
+"""All labels of LaMP_2, as its questions list them."""
 
 _LONG: Mapping[str, _Form] = {
     "name": _Form("text", 'Generate an abstract for the title "{title}"', "abstract"),
@@ -94,10 +98,10 @@ def read_lamp(settings: DataSettings, problems: Problems) -> SourceData:
     """Return the people of a folder, or of one file, with splits: profiles are train, questions val and test.
 
     LaMP is `..._questions.json` with `..._outputs.json` beside it; LongLaMP is a file of records with inputs and outputs (`.json`, `.jsonl`
-    or Parquet). Of a single question, which is test, val comes from the profile.
+    or Parquet). Of a single question, which is test, val comes from the profile; that it asks something else is told.
 
     Raises:
-        BadData: there are no such files, or no questions with outputs.
+        BadData: there are no such files, or no questions with outputs; or a label that is asked for stands in nobody's profile.
         BadSettings: `data.task` is not what the benchmark's task asks for.
     """
     if settings.path is None:
@@ -111,7 +115,9 @@ def read_lamp(settings: DataSettings, problems: Problems) -> SourceData:
             _add(question, people, problems)
     if not people and not problems.count:
         raise BadData(f"{settings.path}: no questions with outputs; LaMP publishes outputs of its train and dev questions alone, use these")
-    _refuse_lone_questions(people, problems)
+    _check_lone_questions(people, settings.task, problems)
+    if settings.task == "label" and not settings.labels:
+        _refuse_unlearnt_labels(people, problems)
     personas = [Persona(name, None, _split(name, draft, settings)) for name, draft in people.items()]
     first = {name: draft.place for name, draft in people.items()}
     places = {(name, one): place for name, draft in people.items() for one, place in draft.place_by_dialogue.items()}
@@ -261,16 +267,40 @@ def _add(question: _Question, people: dict[str, _Draft], problems: Problems) -> 
             draft.place_by_dialogue.setdefault(name, question.place)
 
 
-def _refuse_lone_questions(people: Mapping[str, _Draft], problems: Problems) -> None:
-    """Add one problem for all who have one question, to score, and a profile that answers none of its kind to choose by."""
+def _check_lone_questions(people: Mapping[str, _Draft], task: Task, problems: Problems) -> None:
+    """Tell of all who have one question, to score, and a profile that answers none of its kind to choose by; for labels it is a problem."""
     lone = [name for name, draft in people.items() if len(draft.questions) == 1 and not draft.is_asked]
-    if lone:
+    if lone and task == "text":
+        log.warning(
+            "%d of %d people ask 1 question each, which is to score; what is chosen on val, and the gate, go by entries of their profiles, "
+            "which answer something else: %r",
+            len(lone),
+            len(people),
+            printable(next((entry.turns[0].text for name in lone for entry in people[name].profile.values()), "")),
+        )
+    elif lone:
         what = (
             f"{len(lone)} of {len(people)} ask 1 question each (first: {lone[0]!r}), which is to score; their profiles hold papers and "
             "answer no such question, so nothing is left to choose by"
         )
         fix = "use LaMP_2 to LaMP_7, whose profiles answer what is asked, or a file whose user_id gives people 2 questions or more"
         problems.add(people[lone[0]].place, "people", what, fix)
+
+
+def _refuse_unlearnt_labels(people: Mapping[str, _Draft], problems: Problems) -> None:
+    """Add a problem for labels that questions are answered with and no profile is; where the questions list all labels, with these."""
+    learnt = {_answer(entry) for draft in people.values() for entry in draft.profile.values()}
+    asked = [(draft, question) for draft in people.values() for question in draft.questions.values()]
+    unlearnt = sorted({_answer(question) for _, question in asked} - learnt)
+    listed = {label.strip() for _, question in asked for found in _LISTED.findall(question.turns[0].text) for label in found.split(",")}
+    if unlearnt and not set(unlearnt) - listed:
+        what = f"{', '.join(map(repr, unlearnt))} answers a question and stands in no profile"
+        given = json.dumps(sorted(listed), ensure_ascii=False, separators=(",", ":"))
+        problems.add(asked[0][0].place, "golds", what, f"take all labels that the questions list: --set 'data.labels={given}'")
+
+
+def _answer(dialogue: Dialogue) -> str:
+    return dialogue.turns[-1].text.strip()
 
 
 def _split(name: str, draft: _Draft, settings: DataSettings) -> tuple[Dialogue, ...]:

@@ -227,6 +227,30 @@ def test_a_source_that_names_two_dialogues_of_a_person_alike_is_refused(monkeypa
         read_source(DataSettings(source="lamp"))
 
 
+def test_that_val_asks_something_else_than_test_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    _, question, output, profile, _ = TASKS["LaMP_7"]
+    questions = [{"id": who, "input": f"{question} {who}", "profile": entries(profile, who)} for who in ("1", "2")]
+    read(publish(tmp_path, "LaMP_7", questions, dict.fromkeys("12", output)), "text")
+    assert "2 of 2 people ask 1 question each" in caplog.text
+    assert "which answer something else: 'Write a tweet.'" in caplog.text
+    caplog.clear()
+    _, question, output, profile, _ = TASKS["LaMP_4"]
+    questions = [{"id": who, "input": f"{question} {who}", "profile": entries(profile, who)} for who in ("1", "2")]
+    read(publish(tmp_path, "LaMP_4", questions, dict.fromkeys("12", output)), "text")
+    assert "something else" not in caplog.text
+
+
+def test_an_answer_that_stands_in_no_profile_is_refused_with_the_labels_that_the_questions_list(tmp_path: Path):
+    _, question, output, profile, _ = TASKS["LaMP_2"]
+    questions = [{"id": who, "input": f"{question} {who}", "profile": entries(profile, who)} for who in ("1", "2")]
+    folder = publish(tmp_path, "LaMP_2", questions, dict.fromkeys("12", output))
+    with pytest.raises(BadData) as refusal:
+        read(folder, "label")
+    assert "golds: 'classic' answers a question and stands in no profile" in str(refusal.value)
+    assert """--set 'data.labels=["classic","comedy"]'""" in str(refusal.value)
+    assert read(folder, "label", labels=("classic", "comedy"))
+
+
 def test_citations_with_one_question_each_are_refused_in_one_line_for_all_who_ask(tmp_path: Path):
     profile = [{"title": "On {}", "abstract": "We study {}."}]
     questions = [{"id": str(n), "input": CITE.format(f"T{n}", "A", "B"), "profile": entries(profile, f"x{n}")} for n in range(8)]
