@@ -3,11 +3,12 @@
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...],
         raise click.UsageError("--set changes a study or how a base is trained; name it with --config or --base-model")
     study = None if base_model is None and file is None else study_to_measure(base_model, file, settings)
     memory = [] if study is None or base_model is None else [_base_model(study)]
-    power = [] if study is None or file is None else [_power(study)]
+    power = [] if study is None or file is None else [_power(study, file, settings)]
     checks = [*_checks(), *memory, *power]
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks]))
@@ -80,18 +81,20 @@ def _base_model(study: "Study") -> Check:
         return Check("base model", False, f"not measured: {problem}", "run: make install")
 
 
-def _power(study: "Study") -> Check:
+def _power(study: "Study", file: Path, settings: Sequence[str]) -> Check:
     """Return what the study's comparison can show on the people of its data; a study that can show nothing does not fail."""
     from clusterlora.comparison.power import expected_clusters, study_power, why_no_power
     from clusterlora.data.validate import examine
     from clusterlora.planning.ladder import REFERENCE
 
+    given = [option for setting in settings for option in ("--set", setting)]
+    fix = f"run: {shlex.join(['clusterlora', 'data', 'validate', '--config', str(file), *given])}"
     try:
         summary = examine(study.data)
     except ClusterLoraError as problem:
-        return Check("data", False, str(problem).splitlines()[0], "run with the same options: clusterlora data validate")
+        return Check("data", False, str(problem).splitlines()[0], fix)
     if summary.refusal is not None:
-        return Check("data", False, summary.refusal.splitlines()[0], "run with the same options: clusterlora data validate")
+        return Check("data", False, summary.refusal.splitlines()[0], fix)
     power = study_power(study.methods, REFERENCE, n := summary.personas, clusters=expected_clusters(study.clustering, n))
     return Check("power", True, power.sentence if power else why_no_power(study.methods, REFERENCE))
 

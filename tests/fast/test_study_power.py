@@ -196,7 +196,7 @@ def test_the_doctor_says_it_of_a_configuration(tmp_path: Path, capsys: pytest.Ca
     assert main(["doctor", "--config", str(file), *gone]) == 1
     told = capsys.readouterr().out
     assert told.startswith("BAD data ")
-    assert f"run: clusterlora data validate --config {file}" in told
+    assert f"run: clusterlora data validate --config {file} --set data.source=table --set data.path={tmp_path / 'gone.jsonl'}" in told
 
 
 def test_preparing_a_study_says_it(seven: Study, stores: Stores) -> None:

@@ -245,7 +245,8 @@ def test_rows_with_lists_that_grow_are_different_and_can_be_split_in_order_of_ti
     """They differ in a line each: nearly all words of one are in the next; asked again, a thing is a duplicate however long the list."""
     rng = Random(0)
     own = [(thing, str(rng.randint(1, 5))) for thing in rng.sample(THINGS[things], 40)]
-    order: list[Split] = [*["train"] * 24, *["val"] * 8, *["test"] * 8]
+    sizes: dict[Split, int] = {"train": 24, "val": 8, "test": 8}
+    order: list[Split] = [split for split, n in sizes.items() for _ in range(n)]
 
     def row(i: int, listed: int, split: Split | None) -> Dialogue:
         prompt = FORMS[form](own[max(listed - window, 0) : listed], own[i][0])
