@@ -36,7 +36,7 @@ class Study:
 
         Args:
             home: the folder of the results, in the place of that which the commands of this shell use; other addresses are the
-                environment's, but for an SQLite file that belongs to another folder.
+                environment's, but for an SQLite file in the environment's own folder.
             stores: stores that are open already, in the place of those of the environment.
 
         Raises:
@@ -223,10 +223,10 @@ def _stores(home: str | Path | None) -> Stores:
 
 
 def _with_home(environment: Mapping[str, str], home: str | Path) -> Mapping[str, str]:
-    """Return an environment with this folder of results, and without an SQLite file that is another folder's database."""
+    """Return an environment with this folder of results, and without the SQLite file in that which the environment names."""
     given = dict(environment) | {"CLUSTERLORA_HOME": str(home)}
-    is_file = given.get("CLUSTERLORA_DATABASE_URL", "").startswith("sqlite")
-    if is_file and results_home(environment).resolve() != Path(home).resolve():
+    other, address = results_home(environment).resolve(), given.get("CLUSTERLORA_DATABASE_URL", "")
+    if address.startswith("sqlite") and f"{other}{os.sep}" in address and other != Path(home).resolve():
         del given["CLUSTERLORA_DATABASE_URL"]
     return given
 

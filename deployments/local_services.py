@@ -230,6 +230,7 @@ def down(home: Path) -> tuple[str, ...]:
             state = services_state.load(home)
         except ServiceDown:
             state = services_state.recovered(home)
+            state.save(home)
         return _stop(home, state)
 
 

@@ -23,9 +23,9 @@ def prepare(context: TaskContext, study: Study) -> None:
     from clusterlora.data.preview import markdown, previews
     from clusterlora.models.base import base_folder
     from clusterlora.models.loading import load_tokenizer
-    from clusterlora.stages.prepare import prepare_study, stored_study
+    from clusterlora.stages.prepare import prepare_study
 
-    check(study, is_new=stored_study(study.name, context.stores) is None)
+    check(study)
     dataset = prepare_study(study, context.stores, context.log)
     recorded = context.stores.studies.study(study.name)
     shown = previews(recorded, dataset.personas, load_tokenizer(base_folder(recorded.model.base)))

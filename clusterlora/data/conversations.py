@@ -7,8 +7,7 @@ conversation: split apart, the answer that is scored in one of them stands in th
 from collections.abc import Iterator, Sequence
 
 from clusterlora.data.duplicates import UnionFind, duplicate_groups, n_words, normalize
-from clusterlora.data.quoted_history import TELLING, quoting_pairs
-from clusterlora.data.written_labels import ListedThings
+from clusterlora.data.quoted_history import TELLING, quoting_pairs, wholly_quoting_pairs
 from clusterlora.values import Dialogue
 
 _FORK = 3
@@ -67,7 +66,7 @@ def related_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False, quo
     """Return groups of positions that belong on one side of a split: (near) duplicates, and parts of one conversation.
 
     Args:
-        quoted: whether a dialogue that another's prompt quotes, or lists with its label, is a part of one conversation with it.
+        quoted: whether a dialogue that another's prompt quotes is a part of one conversation with it.
     """
     sets = UnionFind(len(dialogues))
     for group in duplicate_groups(dialogues, labelled=labelled):
@@ -90,7 +89,7 @@ def n_overlapping(dialogues: Sequence[Dialogue], *, labelled: bool = False, quot
 def _sharing_pairs(dialogues: Sequence[Dialogue], *, labelled: bool, quoted: bool) -> Iterator[tuple[int, int]]:
     yield from overlapping_pairs(dialogues)
     if quoted:
-        yield from ListedThings(dialogues).pairs() if labelled else quoting_pairs(dialogues)
+        yield from wholly_quoting_pairs(dialogues) if labelled else quoting_pairs(dialogues)
 
 
 def numbered_turns(dialogues: Sequence[Dialogue]) -> list[Turns]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+from clusterlora.data.listed_things import ListedThings
 from clusterlora.data.near_sets import NearSets, WordNumbers
 from clusterlora.data.words import is_character, words
-from clusterlora.data.written_labels import ListedThings
 from clusterlora.values import Dialogue
 
 

@@ -290,13 +290,14 @@ def _check_lone_questions(people: Mapping[str, _Draft], task: Task, problems: Pr
 def _refuse_unlearnt_labels(people: Mapping[str, _Draft], problems: Problems) -> None:
     """Add a problem for labels that questions are answered with and no profile is; where the questions list all labels, with these."""
     learnt = {_answer(entry) for draft in people.values() for entry in draft.profile.values()}
-    asked = [(draft, question) for draft in people.values() for question in draft.questions.values()]
+    asked = [(draft.place_by_dialogue[name], question) for draft in people.values() for name, question in draft.questions.items()]
     unlearnt = sorted({_answer(question) for _, question in asked} - learnt)
     listed = {label.strip() for _, question in asked for found in _LISTED.findall(question.turns[0].text) for label in found.split(",")}
     if unlearnt and not set(unlearnt) - listed:
         what = f"{', '.join(map(repr, unlearnt))} answers a question and stands in no profile"
         given = json.dumps(sorted(listed), ensure_ascii=False, separators=(",", ":"))
-        problems.add(asked[0][0].place, "golds", what, f"take all labels that the questions list: --set 'data.labels={given}'")
+        place = next(place for place, question in asked if _answer(question) in unlearnt)
+        problems.add(place, "golds", what, f"take all labels that the questions list: --set 'data.labels={given}'")
 
 
 def _answer(dialogue: Dialogue) -> str:

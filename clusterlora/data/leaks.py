@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
 from clusterlora.data.conversations import related_groups
+from clusterlora.data.quoted_history import wholly_quoting_pairs
 from clusterlora.data.twins import nameless_text, near_twins, own_words, twins_words
 from clusterlora.data.written_labels import written_labels, written_words
 from clusterlora.values import Dialogue, Persona, Split
@@ -15,7 +16,8 @@ def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None,
     """Return (persona id, dialogue id) of the dialogues in train or val that have a duplicate in val or test.
 
     Across personas these are texts that are equal but for names; within a persona, near duplicates and dialogues that share turns as parts
-    of one conversation do. Where answers are labels, nothing is a leak across personas: many label the same things.
+    of one conversation do. Where answers are labels, nothing is a leak across personas: many label the same things; and of two dialogues of
+    which one quotes the other the later one may, as in a list of what was labelled so far.
 
     Args:
         own: what counts as a name, by default the `own_words` of these personas. After dialogues were dropped, more words are only one
@@ -30,7 +32,10 @@ def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None,
             most_protected[text] = max(most_protected.get(text, 0), _protection(dialogue))
     leaking: set[tuple[str, str]] = set()
     for persona in personas:
-        # A later row may list the labels of earlier ones; what rows to train on list of later ones is counted.
+        dialogues = persona.dialogues
+        for quoted, quoting in wholly_quoting_pairs(dialogues) if labelled else ():
+            if _protection(dialogues[quoting]) < _protection(dialogues[quoted]):
+                leaking.add((persona.id, dialogues[quoting].id))
         for group in related_groups(persona.dialogues, labelled=labelled, quoted=not labelled):
             members = [persona.dialogues[position] for position in group]
             highest = max(_protection(member) for member in members)

@@ -59,6 +59,21 @@ def quoting_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]]:
     yield from quotations
 
 
+def wholly_quoting_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]]:
+    """Yield those of `quoting_pairs` in which the second quotes a whole question of the first, but for how all questions begin and end.
+
+    Where answers are labels, the end of a question and its label may stand anywhere: a list of other things is no quotation.
+    """
+    questions = [{_read(turn.text)[0] for turn in dialogue.turns if turn.role == "user"} for dialogue in dialogues]
+    prompts = ["".join(f" {' '.join(_read(turn.text)[0])} " for turn in d.turns if turn.role != "assistant") for d in dialogues]
+    distinct = frozenset(chain.from_iterable(questions))
+    start, end = _common_ending(frozenset(words[::-1] for words in distinct)), _common_ending(distinct)
+    for quoted, quoting in quoting_pairs(dialogues):
+        told = (words[start : len(words) - end] for words in questions[quoted])
+        if any(f" {' '.join(words)} " in prompts[quoting] for words in told if words):
+            yield quoted, quoting
+
+
 def _read(text: str) -> tuple[Words, frozenset[int]]:
     """Return the words of a text that may be escaped, and how many stand before each ellipsis."""
     *cut, last = _ELLIPSIS.split(unescaped(text))

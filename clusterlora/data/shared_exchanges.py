@@ -10,6 +10,8 @@ from clusterlora.values import Dialogue, Persona
 
 _FORMULA = 3
 """So many different turns before an exchange, or after it: a greeting or thanks, as in any dialogue."""
+_LONG = 40
+"""Words of question and answer beyond which they are none."""
 
 _Words = tuple[str, str]
 """Question and answer, normalised."""
@@ -39,7 +41,7 @@ def sharing_dialogues(personas: Sequence[Persona]) -> frozenset[tuple[str, str]]
         for one in _telling_exchanges(persona):
             for is_after, turn in ((False, one.before), (True, one.after)):
                 turns = around.setdefault((one.words, is_after), set()) if turn else set[str]()
-                if len(turns) < _FORMULA:
+                if len(turns) < _FORMULA and n_words(" ".join(one.words).split()) <= _LONG:
                     turns.add(turn)
             if one.dialogue.split == "train":
                 learners.setdefault(one.words, set()).add(persona.id)

@@ -59,7 +59,7 @@ class Refusal:
 class SplitPersona:
     """A persona with split dialogues, or the reason why it cannot be split.
 
-    `by_row`: conversations were divided between splits; `lists_divided`: rows were that list each other's labels. `has_shares`: every split
+    `by_row`: conversations were divided between splits; `lists_divided`: rows were that list each other's. `has_shares`: every split
     has as many dialogues as it should. `n_beyond` counts those that are left out because the splits ask for fewer.
     """
 
@@ -82,11 +82,18 @@ def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str,
         return replace(_with_input_splits(persona, plan), lists_divided=plan.labelled)
     if len(dialogues) < len(SPLITS):
         return SplitPersona(persona, Refusal(f"has {len(dialogues)} dialogue{'s' * (len(dialogues) != 1)}"))
-    related = related_groups(dialogues, labelled=plan.labelled)
-    lists_divided = plan.labelled and len(related) < len(SPLITS)
-    if lists_divided:
-        # Every row lists what was labelled before it: what that answers in rows to train on is counted.
-        related = related_groups(dialogues, labelled=True, quoted=False)
+    whole = _split_groups(persona, plan, conversations, related_groups(dialogues, labelled=plan.labelled))
+    if plan.labelled and (whole.refusal or not whole.has_shares):
+        # Rows may list what was labelled before them: what that answers in rows to train on is counted.
+        divided = _split_groups(persona, plan, conversations, related_groups(dialogues, labelled=True, quoted=False))
+        if not divided.refusal and (whole.refusal or divided.has_shares):
+            return replace(divided, lists_divided=True)
+    return whole
+
+
+def _split_groups(persona: Persona, plan: SplitPlan, conversations: Mapping[str, str], related: _Groups) -> SplitPersona:
+    """Return the persona with splits, to which whole groups of related dialogues are assigned as far as possible."""
+    dialogues = persona.dialogues
     if len(related) < len(SPLITS):
         different = duplicate_groups(dialogues, labelled=plan.labelled)
         what = f"{len(different)} after (near) duplicates"
@@ -104,7 +111,7 @@ def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str,
     split = _with_splits(persona, assigned)
     has_shares = all(len(split.of_split(name)) == n for name, n in counts.items())
     n_beyond = min(len(dialogues) - len(assigned), len(dialogues) - sum(counts.values()))
-    return SplitPersona(split, by_row=by_row, lists_divided=lists_divided, has_shares=has_shares, n_beyond=n_beyond)
+    return SplitPersona(split, by_row=by_row, has_shares=has_shares, n_beyond=n_beyond)
 
 
 def partly_split(persona: Persona) -> Refusal | None:

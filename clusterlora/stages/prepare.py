@@ -12,7 +12,7 @@ from clusterlora.chat.template import unread_arguments
 from clusterlora.comparison.power import expected_clusters, study_power, why_no_power
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
-from clusterlora.errors import UnknownName
+from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.metadata import Cut, DataWarnings, Provenance, TrackerPage, Tuning
 from clusterlora.models.base import UsableBase, base_revision, faster_dtype, slow_processor, usable_base
 from clusterlora.models.targets import reach, resolved
@@ -29,6 +29,7 @@ from clusterlora.stages.model_fit import refuse_misfits
 from clusterlora.stages.pairwise import leaves_the_machine, preferences_of_people
 from clusterlora.stages.refresh import refreshed, save_refresh
 from clusterlora.stores.resume import as_decided
+from clusterlora.study_checks import problems_of_new
 from clusterlora.values import Dataset
 
 _NEGLIGIBLE = 0.01
@@ -45,12 +46,14 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
 
     Raises:
         BadData: every problem of the data at once, or of its judge's preferences, or the study already holds other data.
-        BadSettings: the study exists with other settings, or a model does not know the language of its data.
+        BadSettings: the study exists with other settings, a new one lacks some, or a model does not know the language of its data.
         ModelUnavailable: the base model is not available here.
     """
     began = time.monotonic()
     log.phase("prepare", total=1, unit="data set")
     preferences_of_people(settings)
+    if stored_study(settings.name, stores) is None and (lines := list(problems_of_new(settings))):
+        raise BadSettings("\n".join(lines))
     study, base = as_prepared(settings, stores)
     refresh = refreshed(study, base.tokenizer, stores) if study.refresh.of else None
     dataset, fit = (refresh.dataset, refresh.fit) if refresh else fitted_dataset(study, base.tokenizer, who_left(study, stores))

@@ -127,6 +127,14 @@ def test_a_greeting_or_thanks_amid_three_different_things_of_a_person_is_a_formu
     assert sharing_dialogues(several) == frozenset(), "whoever says it"
 
 
+def test_what_is_long_is_no_formula_however_differently_it_goes_on() -> None:
+    boats = " and that ".join(f"boat {i} is tied up" for i in range(8))
+    told = ("What has the captain told you of all the boats?", f"He told me that {boats}")
+    talks = [said(*told, f"And {i}?", f"No, not {i}.", split="train" if i else "test") for i in range(5)]
+    people = [Persona(f"p{i}", None, (talk,)) for i, talk in enumerate(talks)]
+    assert len(sharing_dialogues(people)) == 1
+
+
 def test_windows_of_a_shared_conversation_are_no_formula() -> None:
     """Each exchange stands in several rows of a person, but always amid the same turns."""
     talk = [text for i in range(6) for text in (f"What of number {i} today?", f"It went away with number {i}.")]

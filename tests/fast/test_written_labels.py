@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from clusterlora.cli.data import data
 from clusterlora.data.duplicates import duplicate_groups
-from clusterlora.data.leaks import leak_note
+from clusterlora.data.leaks import find_leaks, leak_note
 from clusterlora.data.load import load, split
 from clusterlora.data.problems import Problems
 from clusterlora.data.source import SourceData
@@ -147,12 +147,23 @@ def test_a_label_may_be_several_words(label: str, found: bool) -> None:
         ("A+", "A", False),
         ("٤", "4", True),
         ("science fiction", "science", False),
+        ("✅", "✅", True),
+        ("❌", "✅", False),
     ],
 )
 def test_stars_emoji_and_marks_tell_labels_apart(listed: str, label: str, found: bool) -> None:
-    prompts = [f"Dune: {listed}\nTag of {film}?" for film in ("Cars", "Brave")]
-    people = rows((prompts[0], listed), (prompts[1], "other"), tested=("Tag of Dune?", label))
-    assert bool(answered(people)) == found
+    forms = ("{}: {}", "{} ({})", "{}:{}", "|{}|{}|", '{{"title": "{}", "rating": "{}"}}', "<td>{}</td><td>{}</td>", "{} — **{}**")
+    for form in forms:
+        history = f"{form.format('Dune', listed)}\n{form.format('Tron', 'other')}"
+        people = rows((f"{history}\nTag of Cars?", listed), (f"{history}\nTag of Brave?", "other"), tested=("Tag of Dune?", label))
+        assert bool(answered(people)) == found, form
+
+
+@pytest.mark.parametrize("listed", ['<item title="{}" rating="{}"/>', '<film name="{}">{}</film>', "<{}>: {}", "<b>{}</b>: {}"])
+def test_things_in_tags_and_attributes_are_read(listed: str) -> None:
+    history = f"{listed.format('Dune', 4)}\n{listed.format('Tron', 3)}"
+    people = rows((f"{history}\nTag of Cars?", "4"), (f"{history}\nTag of Brave?", "3"), tested=("Tag of Dune?", "4"))
+    assert answered(people) == [("ann", "tested")]
 
 
 def test_a_label_is_no_word_between_a_thing_and_another_label() -> None:
@@ -276,18 +287,70 @@ def test_a_thing_that_is_asked_again_is_a_duplicate_although_its_list_has_grown(
     assert [group for group in duplicate_groups(dialogues, labelled=True) if len(group) > 1] == [(36, 40)]
 
 
-def test_rows_of_one_session_that_list_its_labels_stay_on_one_side() -> None:
-    """Where lists begin anew, nothing has to be divided."""
-    things = [[(thing, "3") for thing in THINGS["films"][n : n + 4]] for n in range(0, 40, 4)]
-    dialogues = tuple(
-        Dialogue(f"{n}-{i}", (Turn("user", FORMS["lines"](session[:i], thing)), Turn("assistant", label)))
-        for n, session in enumerate(things)
-        for i, (thing, label) in enumerate(session)
-    )
+def divided(dialogues: tuple[Dialogue, ...]) -> Dataset:
+    """Return two people with these dialogues, split 24/8/8 where they have no splits."""
     reading = SourceData(Dataset(tuple(Persona(name, None, dialogues) for name in ("ann", "bob"))))
     settings, problems = DataSettings(source="table", path="rows.jsonl", task="rating", train=24, val=8, test=8), Problems()
     done = split(reading, settings, problems).dataset
     problems.raise_any()
+    return done
+
+
+QUOTED: dict[str, Form] = {
+    "chatml": lambda rated, thing: (
+        "".join(f"<|im_start|>user\n{a}<|im_end|>\n<|im_start|>assistant\n{x}<|im_end|>\n" for a, x in rated) + thing
+    ),
+    "messages": lambda rated, thing: (json.dumps([{"user": a, "assistant": x} for a, x in rated]) + "\n" if rated else "") + thing,
+    "the label": lambda rated, thing: "".join(f"{a}\nThe label: {x}\n\n" for a, x in rated) + thing,
+    "labelled": lambda rated, thing: "".join(f'"{a}" was labelled {x}\n' for a, x in rated) + thing,
+}
+
+
+@pytest.mark.parametrize("form", QUOTED)
+def test_whole_questions_that_are_quoted_with_their_labels_keep_rows_together_or_are_left_out(form: str) -> None:
+    """Every second row quotes the one before. Of given splits train rows are left out that quote later ones, and none that these quote."""
+    rated = [(thing, "12345"[i % 5]) for i, thing in enumerate(THINGS["reviews"][:40])]
+    prompts = [QUOTED[form](rated[i - 1 : i] if i % 2 else [], thing) for i, (thing, _) in enumerate(rated)]
+    dialogues = tuple(Dialogue(f"{i}", (Turn("user", prompts[i]), Turn("assistant", rated[i][1]))) for i in range(40))
+    done = divided(dialogues)
+    assert [len(done.personas[0].of_split(name)) for name in ("train", "val", "test")] == [24, 8, 8]
+    assert all(d.split == {d.id: d.split for d in done.personas[0].dialogues}[f"{int(d.id) ^ 1}"] for d in done.personas[0].dialogues)
+
+    def given(later: int) -> Dataset:
+        order: list[Split] = [("test" if i % 2 == later else "train") for i in range(40)]
+        return Dataset(
+            tuple(Persona(n, None, tuple(replace(d, split=s) for d, s in zip(dialogues, order, strict=True))) for n in ("ann", "bob"))
+        )
+
+    assert len(find_leaks(given(later=0).personas, labelled=True)) == 40, "train quotes test"
+    assert len(written_labels(given(later=0).personas)["test"]) == 40
+    assert not find_leaks(given(later=1).personas, labelled=True), "test quotes train"
+
+
+@pytest.mark.parametrize("n_listed", [1, 3])
+def test_a_genre_that_several_rows_name_is_no_thing_that_is_rated(n_listed: int) -> None:
+    genres, rng = ("Drama", "Noir", "Comedy", "Crime", "Horror", "Western"), Random(0)
+    asked, others = THINGS["films"][:40], THINGS["films"][40:]
+
+    def row(thing: str, rating: str = "") -> str:
+        return f"Title: {thing}\nGenre: {rng.choice(genres)}{rating}"
+
+    prompts = [
+        "\n\n".join(
+            ["Earlier:", *(row(o, f"\nRating: {rng.randint(1, 5)}") for o in rng.sample(others, n_listed)), "Now rate:", row(thing)]
+        )
+        for thing in asked
+    ]
+    dialogues = tuple(Dialogue(f"{i}", (Turn("user", p), Turn("assistant", str(rng.randint(1, 5))))) for i, p in enumerate(prompts))
+    done = divided(dialogues)
+    assert [len(done.personas[0].of_split(name)) for name in ("train", "val", "test")] == [24, 8, 8]
     assert written_labels(done.personas) == {"test": [], "val": []}
-    sides = {(d.id.split("-")[0], d.split) for d in done.personas[0].dialogues}
-    assert len(sides) == len(things), "a session has one split"
+
+
+@pytest.mark.parametrize("n_outside", [0, 1, 2, 3])
+def test_a_list_that_grows_leaves_every_split_its_share_whatever_stands_beside_it(n_outside: int) -> None:
+    rated = [(thing, "3") for thing in THINGS["reviews"][:40]]
+    n_listed = 40 - n_outside
+    prompts = [FORMS["lines"](rated[: i if i < n_listed else 0], thing) for i, (thing, _) in enumerate(rated)]
+    done = divided(tuple(Dialogue(f"{i}", (Turn("user", prompt), Turn("assistant", "3"))) for i, prompt in enumerate(prompts)))
+    assert [len(done.personas[0].of_split(name)) for name in ("train", "val", "test")] == [24, 8, 8]
