@@ -244,6 +244,12 @@ def test_where_the_saved_state_is_damaged_down_finds_what_runs_and_begins_anew(
         processes.stop([ours, other], patience_seconds=0)
 
 
+def test_down_begins_anew_where_the_saved_state_is_damaged_and_nothing_runs(tmp_path: Path) -> None:
+    (tmp_path / "stack.json").write_text('{"ports": {')
+    assert local_services.down(tmp_path) == ()
+    assert local_services.status(tmp_path) is None
+
+
 def test_status_and_down_report_nothing_where_nothing_was_started(tmp_path: Path) -> None:
     assert local_services.status(tmp_path) is None
     assert local_services.down(tmp_path / "absent") == ()
