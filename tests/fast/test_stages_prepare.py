@@ -85,6 +85,19 @@ def test_refused_data_does_not_replace_the_provenance_of_the_stored_data(stores:
     assert stores.studies.metadata("small", Provenance) == before
 
 
+def test_a_new_study_that_retrieves_and_measures_no_cost_is_refused_and_one_of_before_goes_on(
+    stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study(tiny_base_folder)
+    retrieving = replace(one, methods=("unified", "retrieval"), evaluation=replace(one.evaluation, metrics=("embedding_similarity", "nll")))
+    with pytest.raises(BadSettings, match="prompt_tokens, their cost, is missing"):
+        prepare_study(retrieving, stores, SilentLog())
+    with monkeypatch.context() as before:
+        before.setattr(module, "problems_of_new", lambda _: ())
+        prepare_study(retrieving, stores, SilentLog())
+    prepare_study(retrieving, stores, SilentLog())
+
+
 def test_without_git_the_revision_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_revision() is None
