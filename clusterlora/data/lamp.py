@@ -294,7 +294,8 @@ def _refuse_unlearnt_labels(people: Mapping[str, _Draft], problems: Problems) ->
     unlearnt = sorted({_answer(question) for _, question in asked} - learnt)
     listed = {label.strip() for _, question in asked for found in _LISTED.findall(question.turns[0].text) for label in found.split(",")}
     if unlearnt and not set(unlearnt) - listed:
-        what = f"{', '.join(map(repr, unlearnt))} answers a question and stands in no profile"
+        answer = "answers a question and stands" if len(unlearnt) == 1 else "answer questions and stand"
+        what = f"{', '.join(map(repr, unlearnt))} {answer} in no profile"
         given = json.dumps(sorted(listed), ensure_ascii=False, separators=(",", ":"))
         place = next(place for place, question in asked if _answer(question) in unlearnt)
         problems.add(place, "golds", what, f"take all labels that the questions list: --set 'data.labels={given}'")

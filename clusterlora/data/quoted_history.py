@@ -19,6 +19,7 @@ _ASKED = 3
 _MOST_BETWEEN = 12
 """Most words between a quoted question and its answer, such as "Assistant:", an arrow or a template's marks of turns."""
 _MOST_MATCHED = 24
+_LONGEST_QUESTION = 300
 _INSTRUCTION = 3
 """A text that stands in so many of a person's dialogues is an instruction, not a history."""
 
@@ -62,15 +63,16 @@ def quoting_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]]:
 def wholly_quoting_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]]:
     """Yield those of `quoting_pairs` in which the second quotes a whole question of the first, but for how all questions begin and end.
 
-    Where answers are labels, the end of a question and its label may stand anywhere: a list of other things is no quotation.
+    Where answers are labels, the end of a question and its label may stand anywhere: a list of other things is no quotation. Nor is a
+    question with more than 300 words, which holds a history itself; to look for all of these takes time by the cube of the rows.
     """
     questions = [{_read(turn.text)[0] for turn in dialogue.turns if turn.role == "user"} for dialogue in dialogues]
     prompts = ["".join(f" {' '.join(_read(turn.text)[0])} " for turn in d.turns if turn.role != "assistant") for d in dialogues]
     distinct = frozenset(chain.from_iterable(questions))
     start, end = _common_ending(frozenset(words[::-1] for words in distinct)), _common_ending(distinct)
+    told = [[words[start : len(words) - end] for words in own if len(words) - start - end <= _LONGEST_QUESTION] for own in questions]
     for quoted, quoting in quoting_pairs(dialogues):
-        told = (words[start : len(words) - end] for words in questions[quoted])
-        if any(f" {' '.join(words)} " in prompts[quoting] for words in told if words):
+        if any(f" {' '.join(words)} " in prompts[quoting] for words in told[quoted] if words):
             yield quoted, quoting
 
 
