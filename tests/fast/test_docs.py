@@ -268,6 +268,24 @@ def test_what_readme_and_the_demo_say_of_the_mission_and_the_nulls_is_what_the_r
     )
 
 
+def test_what_readme_and_the_demo_say_of_the_likelihood_of_lines_is_what_the_results_say() -> None:
+    readme, demo = (" ".join(page.read_text().split()) for page in (REPOSITORY / "README.md", DOCS / "demo.md"))
+    _, _, of_study = (DOCS / "results.md").read_text().partition("\n## shakespeare-likelihood\n")
+    rows = {name.split(" ")[0]: row for name, row in table_rows(of_study, "method").items()}
+    looked_up, both, groups, alone = (
+        {column: rows[name][column] for column in ("vs_unified", "ci_low", "ci_high")}
+        for name in ("unified_retrieval", "hybrid_retrieval", "cluster", "per_persona")
+    )
+    interval = "{vs_unified} [{ci_low}, {ci_high}]".format
+    best = f"({both['vs_unified']} nats per token [{both['ci_low']}, {both['ci_high']}]"
+    assert f"hybrid_retrieval beats unified {best}" in demo
+    assert f"equivalent to unified_retrieval ({looked_up['vs_unified']})" in demo
+    assert f"cluster is worse ({interval(**groups)}" in demo
+    assert f"is worse by {interval(**alone)}" in demo
+    gains = [f"{abs(float(row['vs_unified'])):.2f}" for row in (looked_up, groups, alone)]
+    assert "retrieved, help by {} nats per token, clusters harm by {} and an adapter for each person alone by {}.".format(*gains) in readme
+
+
 def ratios(against: str, doing: str) -> tuple[str, str]:
     """Return the smallest and the largest measured ratio in float32, as README writes them."""
     rows = json.loads((DOCS / "benchmarks.json").read_text())["rows"]
