@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
@@ -110,14 +108,15 @@ def _continued(
 
 
 @torch.inference_mode()
-def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_id: int, batch_size: int) -> Float[np.ndarray, " question"]:
-    """Return the mean negative log-likelihood per reference token, in nats, under each question's slot.
+def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_id: int, batch_size: int) -> Iterator[tuple[int, float]]:
+    """Yield (number of the question, mean negative log-likelihood per token of its reference, in nats) of those with one, in any order.
 
     One row scores all turns of a dialogue, because a later prompt begins with the earlier turns and their references.
     """
     model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
-    nll = np.zeros(len(questions))
-    dialogues = sorted(in_one_pass(questions), key=lambda turns: -_length(questions[turns[-1]]))
+    with_reference = [number for number, question in enumerate(questions) if question.reference]
+    passes = in_one_pass([questions[number] for number in with_reference])
+    dialogues = sorted(([with_reference[i] for i in turns] for turns in passes), key=lambda turns: -_length(questions[turns[-1]]))
     groups = _by_prefix_length(stacked, range(len(dialogues)), [questions[turns[-1]].slot for turns in dialogues])
     for batch in (
         [dialogues[i] for i in group[start : start + batch_size]] for group in groups for start in range(0, len(group), batch_size)
@@ -133,8 +132,8 @@ def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_i
             logits = model(input_ids=ids_BT, past_key_values=_prefix_cache(stacked, slots_B), use_cache=False).logits
         losses = functional.cross_entropy(logits.float(), rows.targets.to(model.device), reduction="none")
         numbers = [i for turns in batch for i in turns]
-        nll[numbers] = [float(part.mean()) for part in losses.split([len(questions[i].reference) for i in numbers])]
-    return nll
+        parts = losses.split([len(questions[i].reference) for i in numbers])
+        yield from zip(numbers, [float(part.mean()) for part in parts], strict=True)
 
 
 def _prefix_cache(stacked: StackedModel, slots_B: Tensor) -> DynamicCache | None:

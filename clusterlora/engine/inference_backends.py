@@ -1,13 +1,16 @@
-"""The backend that answers with many adapters on one base: the written-out decoder where there is one, else the transformers model."""
+"""The backend that answers with many adapters on one base: the written-out decoder where there is one, else the transformers model.
+
+Adapters that the decoder cannot add are answered with apart, so that they slow down no others.
+"""
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-import numpy as np
 from peft import PeftModel
 
 from clusterlora.engine.backends import log_outside_blocks
@@ -48,19 +51,24 @@ def inference_backend(base: BaseModel, weights: Sequence[Weights], *, n_resident
     Raises:
         BadData: one belongs to another base.
     """
-    with_folder, with_prefix, names = False, False, set[str]()
-    for adapter in weights:
-        with_folder |= adapter.peft_folder is not None
-        with_prefix |= adapter.prefix is not None
+    apart, names = dict[int, Weights](), set[str]()
+    for slot, adapter in enumerate(weights, start=1):
+        if adapter.peft_folder is not None or adapter.prefix is not None:
+            apart[slot] = adapter
         names |= adapter.factors.keys()
-    if with_folder:
-        return _PeftInference(base, weights)
+    if any(adapter.prefix is not None for adapter in apart.values()):
+        refuse_spread_prefix(base.model)
+    n_folders = sum(adapter.peft_folder is not None for adapter in apart.values())
+    if n_folders:
+        log.warning("%d of %d adapters answer one after another: their kinds cannot share a pass", n_folders, len(weights))
     decoder = decoder_of(base.model)
     names &= {name for name, _ in base.model.named_modules()}
-    if with_prefix:
-        refuse_spread_prefix(base.model)
-    if decoder is not None and not with_prefix and not log_outside_blocks(decoder, names, "answering"):
-        return DecoderInference(decoder, weights, end_ids=base.end_ids, n_resident=n_resident)
+    if decoder is not None and not log_outside_blocks(decoder, names, "answering"):
+        shared = [Weights() if slot in apart else one for slot, one in enumerate(weights, start=1)] if apart else weights
+        inference = DecoderInference(decoder, shared, end_ids=base.end_ids, n_resident=n_resident)
+        return _DividedInference(base, apart, inference) if apart else inference
+    if n_folders:
+        return _DividedInference(base, dict(enumerate(weights, start=1)))
     return _TransformersInference(base, weights)
 
 
@@ -93,52 +101,68 @@ class _TransformersInference:
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
         """See `InferenceBackend`."""
         base = self._base
-        nll = np.full(len(questions), np.nan)
-        if with_reference := [number for number, question in enumerate(questions) if question.reference]:
-            nll[with_reference] = reference_nll(
-                self._stacked, [questions[n] for n in with_reference], pad_id=base.pad_id, batch_size=batch_size
-            )
+        scored = reference_nll(self._stacked, questions, pad_id=base.pad_id, batch_size=batch_size)
         if max_new_tokens is None:
-            yield from (Reply(number, (), float(nll[number])) for number in range(len(questions)))
+            yield from (Reply(number, (), nll) for number, nll in scored)
+            yield from (Reply(number, (), math.nan) for number, question in enumerate(questions) if not question.reference)
             return
+        nll = dict(scored)
         for number, ids in generate(
             self._stacked, questions, end_ids=base.end_ids, pad_id=base.pad_id, max_new_tokens=max_new_tokens, batch_size=batch_size
         ):
-            yield Reply(number, ids, float(nll[number]))
+            yield Reply(number, ids, nll.get(number, math.nan))
 
     def close(self) -> None:
         """See `InferenceBackend`."""
         self._stacked.close()
 
 
-class _PeftInference:
-    """Adapters that only PEFT can add answer one after another, all others together."""
+_Way = Path | Literal["decoder", "stacked"]
+"""How an adapter answers: added by PEFT from its folder, by the written-out decoder, or stacked on the transformers model."""
 
-    def __init__(self, base: BaseModel, weights: Sequence[Weights]) -> None:
+
+class _DividedInference:
+    """Each question is answered by the fastest way that its adapter has.
+
+    What the written-out decoder cannot add goes through transformers: prefixes together, what only PEFT can add one after another.
+    """
+
+    def __init__(self, base: BaseModel, apart: Mapping[int, Weights], decoder: DecoderInference | None = None) -> None:
+        """Hold what the decoder does not add, by slot; without a decoder, all adapters."""
         self._base = base
-        self._folder_by_slot = {slot: one.peft_folder for slot, one in enumerate(weights, start=1) if one.peft_folder is not None}
-        self._together = [Weights() if one.peft_folder else one for one in weights]
-        log.warning("%d of %d adapters answer one after another: their kinds cannot share a pass", len(self._folder_by_slot), len(weights))
+        self._decoder = decoder
+        self._folder_by_slot = {slot: one.peft_folder for slot, one in apart.items() if one.peft_folder is not None}
+        self._stacked_by_slot = {slot: one for slot, one in apart.items() if one.peft_folder is None}
 
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
         """See `InferenceBackend`."""
-        numbers_by_folder: dict[Path | None, list[int]] = {}
+        numbers_by_way: dict[_Way, list[int]] = {}
         for number, question in enumerate(questions):
-            numbers_by_folder.setdefault(self._folder_by_slot.get(question.slot), []).append(number)
-        for folder, numbers in numbers_by_folder.items():
-            with self._backend(folder) as backend:
-                asked = [questions[number] if folder is None else replace(questions[number], slot=0) for number in numbers]
+            numbers_by_way.setdefault(self._way(question.slot), []).append(number)
+        for way, numbers in numbers_by_way.items():
+            with self._backend(way) as backend:
+                asked = [replace(questions[number], slot=0) if isinstance(way, Path) else questions[number] for number in numbers]
                 for reply in backend.reply(asked, max_new_tokens=max_new_tokens, batch_size=batch_size):
                     yield replace(reply, number=numbers[reply.number])
 
+    def _way(self, slot: int) -> _Way:
+        if (folder := self._folder_by_slot.get(slot)) is not None:
+            return folder
+        return "stacked" if self._decoder is None or slot in self._stacked_by_slot else "decoder"
+
     @contextmanager
-    def _backend(self, folder: Path | None) -> Iterator[InferenceBackend]:
-        """Yield the backend of all adapters that can share a pass, or of a base that has a folder's adapter in its layers."""
-        if folder is None:
-            with closing(inference_backend(self._base, self._together)) as backend:
+    def _backend(self, way: _Way) -> Iterator[InferenceBackend]:
+        """Yield what answers in this way. What changes the model does so inside the block alone."""
+        if way == "decoder":
+            assert self._decoder is not None
+            yield self._decoder
+        elif way == "stacked":
+            slots = range(1, 1 + max(self._stacked_by_slot, default=0))
+            stacked = [self._stacked_by_slot.get(slot, Weights()) for slot in slots]
+            with closing(_TransformersInference(self._base, stacked)) as backend:
                 yield backend
         else:
-            with _added(self._base, folder):
+            with _added(self._base, way):
                 yield _TransformersInference(self._base, [])
 
     def close(self) -> None:

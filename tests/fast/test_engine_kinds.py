@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from clusterlora.chat.encoder import PromptEncoder, TokenSequence
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.generation import Question
+from clusterlora.engine.decoder_inference import DecoderInference
+from clusterlora.engine.generation import Question, Reply
 from clusterlora.engine.inference_backends import inference_backend
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate
 from clusterlora.engine.kinds import ADAPTER_KINDS, kind_of, read_weights
@@ -136,7 +137,7 @@ def test_what_is_written_says_what_peft_would_have_said(base64: BaseModel) -> No
 @pytest.mark.whole
 @pytest.mark.parametrize("base64", ["written out"], indirect=True)
 def test_questions_to_adapters_of_all_kinds_are_answered_in_one_call_as_each_alone(
-    base64: BaseModel, job: Callable[[str], TrainingJob], caplog: pytest.LogCaptureFixture
+    base64: BaseModel, job: Callable[[str], TrainingJob], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = [read_weights(trained(base64, job(kind)).folder) for kind in ADAPTER_KINDS]
     prompts = [tuple(base64.tokenizer(text)["input_ids"]) for text in ("Set", "light light", "and then")]
@@ -146,7 +147,17 @@ def test_questions_to_adapters_of_all_kinds_are_answered_in_one_call_as_each_alo
     with caplog.at_level(logging.WARNING):
         backend = inference_backend(base64, weights)
     assert [r.getMessage() for r in caplog.records] == ["2 of 5 adapters answer one after another: their kinds cannot share a pass"]
+    decoder_slots: set[int] = set()
+    reply_of_decoder = DecoderInference.reply
+
+    def recorded(self: DecoderInference, asked: Sequence[Question], **options: Any) -> Iterator[Reply]:
+        decoder_slots.update(question.slot for question in asked)
+        return reply_of_decoder(self, asked, **options)
+
+    monkeypatch.setattr(DecoderInference, "reply", recorded)
     replies = {reply.number: reply for reply in backend.reply(questions, max_new_tokens=5, batch_size=8)}
+    low_rank = {slot for slot, kind in enumerate(ADAPTER_KINDS, start=1) if kind in ("lora", "rslora")}
+    assert decoder_slots == {0, *low_rank}, "what the decoder can add takes no slower way because of what it cannot"
     assert sorted(replies) == list(range(len(questions)))
     for number, question in enumerate(questions):
         alone = inference_backend(base64, [weights[question.slot - 1]] if question.slot else [])

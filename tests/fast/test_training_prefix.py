@@ -90,11 +90,11 @@ def test_rows_with_and_without_prefix_answer_in_one_call_as_each_would_alone(bas
     ]
     options = {"end_ids": base.end_ids, "pad_id": base.pad_id, "max_new_tokens": 6}
     together = dict(generate(stacked, questions, **options, batch_size=32))
-    nll = reference_nll(stacked, questions, pad_id=base.pad_id, batch_size=32)
+    nll = dict(reference_nll(stacked, questions, pad_id=base.pad_id, batch_size=32))
     for number, question in enumerate(questions):
         assert dict(generate(stacked, [question], **options, batch_size=1))[0] == together[number]
-        assert reference_nll(stacked, [question], pad_id=base.pad_id, batch_size=1)[0] == pytest.approx(nll[number], rel=1e-4)
-    assert len({round(float(value), 4) for value in nll[:4]}) == 4, "four slots, four models"
+        assert dict(reference_nll(stacked, [question], pad_id=base.pad_id, batch_size=1)) == {0: pytest.approx(nll[number], rel=1e-4)}
+    assert len({round(nll[slot], 4) for slot in range(4)}) == 4, "four slots, four models"
     stacked.close()
 
 
