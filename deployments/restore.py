@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -156,7 +156,7 @@ def _refuse_used(place: Place) -> None:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[tuple[tarfile.TarFile, list[tarfile.TarInfo], Manifest]]:
+def _opened(file: Path) -> Generator[tuple[tarfile.TarFile, list[tarfile.TarInfo], Manifest]]:
     """Yield the archive, its members without the manifest, and the manifest, which agrees with their names and sizes."""
     with file.open("rb") as raw:
         try:

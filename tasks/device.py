@@ -3,7 +3,7 @@
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def visible_gpu() -> str | None:
 
 
 @contextmanager
-def exclusive(device: str | None, locks: Path) -> Iterator[None]:
+def exclusive(device: str | None, locks: Path) -> Generator[None]:
     """Hold the lock of a device while the block runs; without a device (CPU) nothing is locked.
 
     A training outlives its worker when that is killed, and the next worker would start another one on the same device. The kernel

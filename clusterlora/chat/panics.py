@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
 from clusterlora.errors import ModelUnavailable, printable
@@ -19,7 +19,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 @contextmanager
-def panics_refused(what: str) -> Iterator[None]:
+def panics_refused(what: str) -> Generator[None]:
     """Raise a panic in the block as ModelUnavailable, in one line that begins with `what`."""
     try:
         yield
@@ -31,7 +31,7 @@ def panics_refused(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def panics_unprinted() -> Iterator[None]:
+def panics_unprinted() -> Generator[None]:
     """Keep the report of a panic off stderr, with its backtrace; all else that is written there in the block appears after it."""
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as held:
         try:

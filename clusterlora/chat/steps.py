@@ -4,7 +4,7 @@ Lines and values are counted. A single expression is computed to its end: `9 ** 
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -22,7 +22,7 @@ class EndlessTemplate(Exception):
 
 
 @contextmanager
-def bounded(n_turns: int, n_characters: int) -> Iterator[None]:
+def bounded(n_turns: int, n_characters: int) -> Generator[None]:
     """Raise EndlessTemplate where the template that is rendered in the block does too much, counted in steps and characters, not in time.
 
     Args:

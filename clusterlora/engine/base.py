@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ _SAMPLE = 256
 
 
 @contextmanager
-def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "PreTrainedTokenizerBase | None") -> Iterator[BaseModel]:
+def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "PreTrainedTokenizerBase | None") -> Generator[BaseModel]:
     """Yield the base in eval mode, its parameters frozen; a model of the caller's is afterwards as it was before.
 
     A name, folder or hub id is loaded on the first GPU, else on the CPU, in the faster dtype; see `models.base.load_base`.

@@ -5,7 +5,7 @@ Adapters that the decoder cannot add are answered with apart, so that they slow 
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -151,7 +151,7 @@ class _DividedInference:
         return "stacked" if self._decoder is None or slot in self._stacked_by_slot else "decoder"
 
     @contextmanager
-    def _backend(self, way: _Way) -> Iterator[InferenceBackend]:
+    def _backend(self, way: _Way) -> Generator[InferenceBackend]:
         """Yield what answers in this way. What changes the model does so inside the block alone."""
         if way == "decoder":
             assert self._decoder is not None
@@ -170,7 +170,7 @@ class _DividedInference:
 
 
 @contextmanager
-def _added(base: BaseModel, folder: Path) -> Iterator[None]:
+def _added(base: BaseModel, folder: Path) -> Generator[None]:
     """Add a PEFT folder's adapter to the base's layers inside the block. Raises BadData if it belongs to another base."""
     if kind_of(folder).name == "ia3" and has_quantised(base.model):
         raise BadData(f"adapter {folder.name} is IA3, which PEFT cannot take off a quantised base again; use a base that is not quantised")

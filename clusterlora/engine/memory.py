@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import clear_frames
@@ -56,7 +56,7 @@ class BatchSize:
         self._halve = halve
 
     @contextmanager
-    def attempt(self, doing: str) -> Iterator[None]:
+    def attempt(self, doing: str) -> Generator[None]:
         """Halve the number if an allocation fails inside the block, and go on after the block.
 
         Raises:
@@ -86,7 +86,7 @@ def free_cached_memory() -> None:
 
 
 @contextmanager
-def allocation_failures(*, micro_batch: int, doing: str, name: str = "micro-batch") -> Iterator[None]:
+def allocation_failures(*, micro_batch: int, doing: str, name: str = "micro-batch") -> Generator[None]:
     """Raise OutOfMemory for a failed allocation inside the block; other exceptions pass unchanged."""
     try:
         yield

@@ -11,7 +11,7 @@ Source of the batched form: Sheng et al. 2023, S-LoRA (arXiv 2311.03285); Chen e
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +148,7 @@ class StackedModel:
             self._hooks.append(layer.module.register_forward_hook(self._add_update(name)))
 
     @contextmanager
-    def rows(self, slots: Int[Tensor, " row"]) -> Iterator[None]:
+    def rows(self, slots: Int[Tensor, " row"]) -> Generator[None]:
         """Use slot `slots[b]` for row b of every batch inside the block."""
         before, self._row_slots = self._row_slots, slots
         try:
@@ -157,7 +157,7 @@ class StackedModel:
             self._row_slots = before
 
     @contextmanager
-    def removed(self) -> Iterator[None]:
+    def removed(self) -> Generator[None]:
         """Let the model be the base alone inside the block."""
         self._removed = True
         try:
@@ -236,7 +236,7 @@ def fill_cache(cache: DynamicCache, prefixes: Float[Tensor, "row token layer_kv 
 
 
 @contextmanager
-def logits_only_at(model: nn.Module, positions: Tensor, *, head_is_stacked: bool = False) -> Iterator[None]:
+def logits_only_at(model: nn.Module, positions: Tensor, *, head_is_stacked: bool = False) -> Generator[None]:
     """Make the model's logits [n_selected, vocabulary] inside the block: those where the [batch, token] mask `positions` is true.
 
     The vocabulary projection is the largest product of a small model, and only the logits of predicting tokens are used.

@@ -4,7 +4,7 @@ The interface is that of `StackedLora`, so one engine trains both: parameters an
 Source: Li & Liang 2021, prefix tuning (arXiv 2101.00190), without its reparametrisation, like PEFT.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,7 +41,7 @@ class StackedPrefix:
         return {TENSOR: torch.zeros(rank, self.parameters.shape[1] // self._shape[0])}
 
     @contextmanager
-    def rows(self, rows: RowSlots) -> Iterator[None]:
+    def rows(self, rows: RowSlots) -> Generator[None]:
         """Prepend the prefix of slot `rows.slot[b]` to row b of every batch inside the block."""
         prefixes = self.parameters.index_select(0, rows.slot).requires_grad_()
         hook = self._model.register_forward_pre_hook(self._with_cache(prefixes), with_kwargs=True)

@@ -4,7 +4,7 @@ The targeted linear layers are intercepted: one autograd function computes the b
 tensor, by the equations of `engine.stacked_lora`, and adds the factors' gradients to the slots' rows directly.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -89,7 +89,7 @@ class TransformersBackend:
             contexts.enter_context(self._frozen_adapters.rows(frozen_slots))
 
     @contextmanager
-    def model_restored(self) -> Iterator[None]:
+    def model_restored(self) -> Generator[None]:
         """See `Backend`."""
         with ExitStack() as contexts:
             for part in (self._intercepted, self._frozen_adapters):
@@ -125,7 +125,7 @@ class _InterceptedLayers:
         return any(layer is other for layers in self._layers for other in layers)
 
     @contextmanager
-    def rows(self, rows: RowSlots, n_tokens: int) -> Iterator[None]:
+    def rows(self, rows: RowSlots, n_tokens: int) -> Generator[None]:
         """Use slot `rows.slot[b]` for row b of every batch inside the block, whose rows are `n_tokens` long."""
         self._rows, self._n_tokens = rows, n_tokens
         try:
@@ -153,7 +153,7 @@ class _InterceptedLayers:
         self._forwards += zip(layers, (first_forward, *others), strict=True)
 
     @contextmanager
-    def removed(self) -> Iterator[None]:
+    def removed(self) -> Generator[None]:
         """Restore the layers' forward methods inside the block."""
         self.close()
         try:

@@ -1,6 +1,6 @@
 """What a sentence-transformers folder must be: every weight of its own, and a row for every token and position of any text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -34,7 +34,7 @@ Loaded = list[tuple["PreTrainedModel", Mapping[str, Any]]]
 
 
 @contextmanager
-def checked_loading(folder: Path) -> Iterator[Loaded]:
+def checked_loading(folder: Path) -> Generator[Loaded]:
     """Check what transformers loads from a folder inside the block, and collect what it tells of the weights.
 
     sentence-transformers loads its models without asking, and transformers fills in random numbers for weights that it does not find.

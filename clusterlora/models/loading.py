@@ -1,7 +1,7 @@
 """Loads a causal language model and its tokenizer from a folder of safetensors or GGUF; no network, no code from the folder."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from logging import CRITICAL
 from pathlib import Path
@@ -150,7 +150,7 @@ def _gguf(weights: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def one_line(what: str, folder: Path) -> Iterator[None]:
+def one_line(what: str, folder: Path) -> Generator[None]:
     """Raise what is wrong with a model's folder as ModelUnavailable, in one line: libraries raise whatever happens to them on odd files.
 
     Args:
@@ -230,7 +230,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keep transformers' tables of missing weights, whole configurations and bars out of the log: what is wrong is raised."""
     from transformers.utils import logging
 
@@ -244,7 +244,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Generator[None]:
     """Disable transformers' progress bars inside the block."""
     from transformers.utils import logging
 

@@ -1,7 +1,7 @@
 """How long the phases of a study took, over all workers."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -48,7 +48,7 @@ class Work:
 
 
 @contextmanager
-def timed(stores: Stores, study: str, phase: Phase, part: str = "", *, since: float | None = None) -> Iterator[Work]:
+def timed(stores: Stores, study: str, phase: Phase, part: str = "", *, since: float | None = None) -> Generator[Work]:
     """Record how long the block took, when it ends well; the times of a part that runs again (a relaunch, a later pass) are summed.
 
     What the device did is recorded however the block ends, for it costs the same; only a process that is killed records nothing.

@@ -1,7 +1,7 @@
 """Put an exported model on the Hugging Face Hub, or any server that speaks its protocol, with its model card."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,7 @@ def _refuse_public(api: "HfApi", repo_id: str, *, public: bool) -> bool:
 
 
 @contextmanager
-def _hub(repo_id: str) -> "Iterator[HfApi]":
+def _hub(repo_id: str) -> "Generator[HfApi]":
     """Yield the hub's client; what goes wrong with a repository is raised as BadSettings or ServiceDown, in one line."""
     import httpx2
     from huggingface_hub import HfApi

@@ -1,7 +1,7 @@
 """Choose for people who are new to a study whether one of its clusters or unified should answer them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -100,7 +100,7 @@ def _model(study_name: str, spec: AdapterSpec) -> str | None:
 
 
 @contextmanager
-def data_from(rows: Sequence[Mapping[str, Any]], path: str | None) -> Iterator[DataSettings]:
+def data_from(rows: Sequence[Mapping[str, Any]], path: str | None) -> Generator[DataSettings]:
     """Yield the settings that read dialogues from rows of a table (through a temporary file), or from a file or folder at a path.
 
     Raises:

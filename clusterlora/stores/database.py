@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,13 @@ class Database:
         return redacted(self._url)
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self) -> Generator[Connection]:
         """Yield a connection for reading; on SQLite readers never wait for the writer."""
         with self._service_errors(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self) -> Generator[Connection]:
         """Yield a connection in a transaction that is committed when the block ends well."""
         # SQLite: a transaction that reads before it writes would fail at once when another process writes, instead of waiting.
         writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
@@ -106,7 +106,7 @@ class Database:
         connection.execute(statement, rows)
 
     @contextmanager
-    def _service_errors(self) -> Iterator[None]:
+    def _service_errors(self) -> Generator[None]:
         try:
             yield
         except DBAPIError as error:
@@ -167,7 +167,7 @@ class Database:
         _upgrade(self.engine)
 
     @contextmanager
-    def _migration_lock(self) -> Iterator[None]:
+    def _migration_lock(self) -> Generator[None]:
         if self._url.get_backend_name() == "sqlite":
             with self._lock_file.open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)

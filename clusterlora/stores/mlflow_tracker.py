@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ class MlflowTracker:
         return run_id
 
     @contextmanager
-    def adapter_run(self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[AdapterRun]:
+    def adapter_run(self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Generator[AdapterRun]:
         self._send_left_over()
         run = self._server.call(f"the start of run {name!r}", lambda: self._start_child(study, name, params, tags))
         file = self._outbox / f"{run.info.run_id}.json" if self._outbox else None

@@ -1,6 +1,6 @@
 """The tracker of an installation without MLflow: it records nothing and has nothing to download."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class NullTracker:
         name: str,  # noqa: ARG002
         params: Mapping[str, Any],  # noqa: ARG002
         tags: Mapping[str, str],  # noqa: ARG002
-    ) -> Iterator[AdapterRun]:
+    ) -> Generator[AdapterRun]:
         yield NullRun()
 
     def log_verdict(self, study: str, verdict: Verdict) -> None: ...

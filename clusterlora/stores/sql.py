@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -353,13 +353,13 @@ class SqlStudyStore:
         return tuple(rows.verdict(row) for row in self._read(study, schema.verdicts, order=("position",)))
 
     @contextmanager
-    def _reading(self, study: str) -> Iterator[Connection]:
+    def _reading(self, study: str) -> Generator[Connection]:
         with self._database.reading() as connection:
             self._value(connection, study, "name")
             yield connection
 
     @contextmanager
-    def _writing(self, study: str) -> Iterator[Connection]:
+    def _writing(self, study: str) -> Generator[Connection]:
         with self._database.writing() as connection:
             self._value(connection, study, "name")
             yield connection

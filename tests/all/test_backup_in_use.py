@@ -1,6 +1,6 @@
 """A backup of a running installation: MLflow goes on while it is copied, and another server answers from what was restored."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ KEY = "0123456789abcdef"
 
 
 @contextmanager
-def mlflow(place: Place, folder: Path) -> Iterator[str]:
+def mlflow(place: Place, folder: Path) -> Generator[str]:
     """Yield the address of an MLflow server on an installation's files, started as `clusterlora up` starts it."""
     folder.mkdir()
     (place.services / "mlflow").mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_llama_cpp_gives_the_answers_of_the_engine(base: BaseModel, tmp_path: Pa
 
 
 @contextmanager
-def llama_cpp(xllamacpp: Any, folder: Path) -> Iterator[Any]:
+def llama_cpp(xllamacpp: Any, folder: Path) -> Generator[Any]:
     """Yield a function from a question to llama.cpp's answer, computed in float32 throughout."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(folder / "base.gguf")

@@ -1,6 +1,6 @@
 """An adapter from elsewhere answers here as it does in PEFT, or is refused in one line that names what is wrong."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def refusal(folder: Path, base: BaseModel, *, any_base: bool = False) -> str:
 
 
 @contextmanager
-def merged(base: BaseModel, folder: Path) -> Iterator[None]:
+def merged(base: BaseModel, folder: Path) -> Generator[None]:
     """Add an adapter to the weights of the base, as `read_adapter` reads it."""
     updates = {name: b @ a for name, (a, b) in read_adapter(folder).items()}
     for name, update in updates.items():

@@ -1,6 +1,6 @@
 """Who looks at all runs of the Prefect server finds those beyond its first page, too."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -49,7 +49,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
 
     @contextmanager
-    def client(**_options: Any) -> Iterator[Server]:
+    def client(**_options: Any) -> Generator[Server]:
         yield server
 
     for module in (outcome, refreshes):

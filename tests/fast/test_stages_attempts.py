@@ -1,7 +1,7 @@
 """Records of an attempt that finishes, runs out of memory or loses a service."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -218,7 +218,7 @@ class _Absent(MemoryTracker):
     away = True
 
     @contextmanager
-    def adapter_run(self, study: str, **facts: Any) -> Iterator[AdapterRun]:
+    def adapter_run(self, study: str, **facts: Any) -> Generator[AdapterRun]:
         if self.away:
             self.away = False
             raise ServiceDown("MLflow does not answer")

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def exported(seven: Study, finished_stores: Stores, tmp_path: Path) -> Path:
 
 
 @contextmanager
-def process(model: Path, home: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str]", dict[str, Any], httpx.Client]]:
+def process(model: Path, home: Path, *options: str) -> Generator[tuple["subprocess.Popen[str]", dict[str, Any], httpx.Client]]:
     """Yield a server, what it said of itself, and a client with its key."""
     command = [sys.executable, "-P", "-c", PROGRAM, "serve", str(model), "--port", "0", "--json", *options]
     environment = {**os.environ, "CLUSTERLORA_HOME": str(home), "CLUSTERLORA_STACK_HOME": str(home / "stack")}

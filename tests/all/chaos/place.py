@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -309,7 +309,7 @@ def _without_addresses() -> dict[str, str]:
 
 
 @contextmanager
-def place(kind: type[Place] = Place) -> Iterator[Place]:
+def place(kind: type[Place] = Place) -> Generator[Place]:
     """Yield running services with empty stores, and remove them afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="clora-chaos-"))
     folder.chmod(0o777)

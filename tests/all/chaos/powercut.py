@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +80,7 @@ def _paths(root: Path) -> dict[int, Path]:
 
 
 @contextmanager
-def machine(folder: Path, base: Path) -> Iterator[Machine]:
+def machine(folder: Path, base: Path) -> Generator[Machine]:
     """Yield a machine with an empty disk. `base` is the folder of the base model."""
     library, root, disk = folder / "powercut.so", folder / "root", folder / "disk"
     subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-o", str(library), str(LIBRARY), "-ldl"], check=True)
