@@ -59,7 +59,7 @@ lint: $(INSTALLED)  ## style and spelling
 	$(BIN)/typos
 
 types: $(INSTALLED)  ## types
-	$(BIN)/basedpyright
+	$(BIN)/pyrefly check --output-format=min-text
 
 imports: $(INSTALLED)  ## import contracts between the layers
 	$(BIN)/lint-imports

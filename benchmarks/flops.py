@@ -48,7 +48,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
         linear_weights=sum(layer.weight.numel() for layer in linears),
-        head_weights=head.weight.numel(),  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
+        head_weights=head.weight.numel(),
         layers=config.num_hidden_layers,
         attention_width=config.num_attention_heads * head_width,
     )

@@ -207,7 +207,7 @@ def _quiet() -> None:
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     if trl_is_installed():
-        from datasets.utils.logging import disable_progress_bar  # pyright: ignore[reportMissingImports]
+        from datasets.utils.logging import disable_progress_bar
 
         disable_progress_bar()
 

@@ -74,7 +74,7 @@ def _random_qwen(dtype: Dtype, device: str) -> BaseModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # transformers initialises weights from torch's global generator
         model: PreTrainedModel = Qwen2ForCausalLM(config)
-    model = model.to(device, getattr(torch, dtype)).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    model = model.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
     return BaseModel(QWEN_SHAPE, "random", model, tokenizer)
 
 

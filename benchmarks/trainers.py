@@ -70,9 +70,9 @@ def train_with_trainer(base: BaseModel, job: TrainingJob, *, autocast: bool, mod
         return {"input_ids": ids, "labels": labels}
 
     started = time.perf_counter()
-    adapted: PeftModel = model or get_peft_model(base.model, lora_config(job.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
+    adapted: PeftModel = model or get_peft_model(base.model, lora_config(job.recipe, base=base.name))
     arguments = TrainingArguments(**_arguments(base, job, autocast=autocast))
-    trainer = Trainer(model=adapted, args=arguments, train_dataset=_rows_in_order(job), data_collator=collate)  # pyright: ignore[reportArgumentType]
+    trainer = Trainer(model=adapted, args=arguments, train_dataset=_rows_in_order(job), data_collator=collate)
     return _finish(trainer, adapted, job, base, started, unload=model is None)
 
 
@@ -82,8 +82,8 @@ def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool, liger: 
     Args:
         liger: with Liger's kernels, which stay in the base model and in its module afterwards.
     """
-    from datasets import Dataset  # pyright: ignore[reportMissingImports]
-    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
 
     started = time.perf_counter()
     rows = [
@@ -109,7 +109,7 @@ def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool, liger: 
         peft_config=lora_config(job.recipe, base=base.name),
     )
     try:
-        return _finish(trainer, trainer.model, job, base, started)  # pyright: ignore[reportArgumentType]
+        return _finish(trainer, trainer.model, job, base, started)
     finally:
         # SFTTrainer replaces the base model's forward; the next trainer would wrap the replacement.
         base.model.__dict__.pop("forward", None)

@@ -271,7 +271,7 @@ def _changes_personas(changes: Mapping[str, Any]) -> bool:
 def _table(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return the table of settings under a name; empty when the value is no table, which validation refuses later."""
     table = settings.get(name, {})
-    return table if isinstance(table, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
+    return table if isinstance(table, Mapping) else {}
 
 
 def _explained(error: Any) -> str:

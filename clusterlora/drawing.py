@@ -1,8 +1,5 @@
 """Writes figures as PNG, in fonts that have the characters of their texts: file names and what people wrote may be in any script."""
 
-# matplotlib leaves most keyword arguments untyped:
-# pyright: standard
-
 import io
 import logging
 import unicodedata

@@ -74,6 +74,6 @@ def _changed(settings: Mapping[str, Any], begun_with: Sequence[Mapping[str, Any]
     for name, value in settings.items():
         others = [other[name] for other in begun_with]
         if isinstance(value, Mapping):
-            yield from _changed(value, others, f"{path}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+            yield from _changed(value, others, f"{path}{name}.")
         elif value not in others:
             yield f"{path}{name}", value

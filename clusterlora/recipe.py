@@ -93,11 +93,11 @@ def _allowed(hint: Any, value: Any) -> str | None:
     if type(value) is bool or not isinstance(value, (int, float) if kind is float else kind):
         return _PLAIN[kind]
     for bound in bounds:
-        if isinstance(bound, Ge) and not value >= bound.ge:
+        if isinstance(bound, Ge) and not value >= bound.ge:  # pyrefly: ignore[unsupported-operation]
             return f"at least {bound.ge}"
-        if isinstance(bound, Gt) and not value > bound.gt:
+        if isinstance(bound, Gt) and not value > bound.gt:  # pyrefly: ignore[unsupported-operation]
             return f"more than {bound.gt}"
-        if isinstance(bound, Le) and not value <= bound.le:
+        if isinstance(bound, Le) and not value <= bound.le:  # pyrefly: ignore[unsupported-operation]
             return f"at most {bound.le}"
     return None
 

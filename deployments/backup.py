@@ -269,7 +269,7 @@ def _add(archive: tarfile.TarFile, file: Path, name: str, files: dict[str, tuple
         size = os.fstat(opened.fileno()).st_size
         hashed = _Hashed(opened)
         try:
-            archive.addfile(_member(name, size), hashed)  # pyright: ignore[reportArgumentType]  (it only reads)
+            archive.addfile(_member(name, size), hashed)  # pyrefly: ignore[bad-argument-type]  (it only reads)
         except OSError as problem:
             raise BadData(f"{file} could not be copied ({problem}); if it became shorter meanwhile, back up again") from problem
     files[name] = (hashed.sha256.hexdigest(), size)

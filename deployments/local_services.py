@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from clusterlora import private_files
@@ -301,7 +302,7 @@ def _free_addresses(previous: Addresses, running: dict[str, Process]) -> Address
 
     When a port changes, the workers and the fork server are stopped: they know the old one.
     """
-    ports: dict[str, int] = {}
+    ports: dict[str, Any] = {}
     for server, key in _PORTS.items():
         port = int(getattr(previous, key))
         ports[key] = port if server in running or _is_free(port) else service_specs.free_port()

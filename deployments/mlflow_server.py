@@ -19,5 +19,5 @@ def _become(command: Sequence[str], *, extra_env: Mapping[str, str], **_: object
 
 if __name__ == "__main__":
     # Were it called otherwise in a later MLflow, the server would again be a second process.
-    mlflow.server._exec_cmd = _become  # pyright: ignore[reportPrivateImportUsage]
+    mlflow.server._exec_cmd = _become  # pyrefly: ignore[bad-assignment]
     cli(["server", *sys.argv[1:]], prog_name="mlflow")

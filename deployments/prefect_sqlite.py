@@ -22,4 +22,4 @@ def queue_writers() -> None:
     ) -> AbstractAsyncContextManager[Any]:
         return begin(configuration, session, with_for_update=True)
 
-    AioSqliteConfiguration.begin_transaction = begin_as_writer  # pyright: ignore[reportAttributeAccessIssue]
+    AioSqliteConfiguration.begin_transaction = begin_as_writer  # pyrefly: ignore[bad-assignment]

@@ -185,7 +185,7 @@ def _manifest(file: Path, entries: Any) -> Manifest:
         written = printable(str(entries["format"]))
         raise BadData(f"{file} is a backup of format {written}, this clusterlora reads {FORMAT}; use the one that wrote it")
     files = {str(name): (str(digest), int(size)) for name, (digest, size) in entries["files"].items()}
-    manifest = Manifest(**{**entries, "files": files, "without_weights": tuple(map(str, entries["without_weights"]))})
+    manifest = Manifest(**(entries | {"files": files, "without_weights": tuple(map(str, entries["without_weights"]))}))
     if manifest.database not in ("sqlite", "postgresql") or not isinstance(manifest.created, str) or type(manifest.in_shards) is not int:
         raise ValueError("its manifest is none")
     return manifest

@@ -69,7 +69,8 @@ def load(home: Path) -> ServicesState:
     try:
         entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         by_name = {part: {name: Process(**process) for name, process in entries.get(part, {}).items()} for part in ("processes", "users")}
-        return ServicesState(**{**entries, "ports": Addresses(**entries["ports"]), **by_name})
+        entries.update(by_name, ports=Addresses(**entries["ports"]))
+        return ServicesState(**entries)
     except FileNotFoundError:
         return ServicesState()
     except PermissionError as error:

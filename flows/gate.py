@@ -37,7 +37,8 @@ def try_rung(study_name: str, step: GateStep) -> Verdict:
     if step.estimates_power:
         # Queued first, because it is short: whoever reads the estimate can still cancel before much is spent.
         answered = dispatch_evaluation.submit(power)
-        baseline_futures = [answered, estimate_power.submit(study_name, return_state=False, wait_for=[answered])]
+        estimate = estimate_power.submit(study_name, return_state=False, wait_for=[answered])  # pyrefly: ignore[no-matching-overload]
+        baseline_futures = [answered, estimate]
     after = power.run_name if baseline_futures else None
     for groups in step.waves:
         if after and step.answers_baseline:

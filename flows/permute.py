@@ -21,7 +21,7 @@ def permute(request: PermutationRequest) -> str | State[State[None]]:
     """
     nulls = null_studies(request.study, request.times)
     for null in nulls:
-        state = study(config=null, return_state=True)
+        state = study(config=null, return_state=True)  # pyrefly: ignore[no-matching-overload]
         if not state.is_completed():
             return state
     with tags(study_tag(request.study.name)):

@@ -30,7 +30,7 @@ def refresh(request: RefreshRequest) -> State[None] | State[State[None]]:
             due = due_refresh(request)
         if due is None:
             return Completed(message=f"{n_ended} refreshes; nothing else in {request.path} is new")
-        state = study(config=due, return_state=True)
+        state = study(config=due, return_state=True)  # pyrefly: ignore[no-matching-overload]
         if not state.is_completed():
             return state
         n_ended += 1

@@ -62,7 +62,7 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
         cluster(name)
         # Both read only the data and run while adapters are trained; nothing but the comparison waits for them.
         signal = measure_persona_signal.submit(name)
-        scale = measure_scale.submit(name, return_state=False, wait_for=[signal])
+        scale = measure_scale.submit(name, return_state=False, wait_for=[signal])  # pyrefly: ignore[no-matching-overload]
         if config.tune:
             tune(name)
         show_status(name, "at the gate")

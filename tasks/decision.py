@@ -5,6 +5,7 @@ from typing import Literal
 from prefect.artifacts import create_markdown_artifact
 from prefect.input import RunInput
 from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from clusterlora.recipe import MOST_EPOCHS, MOST_LEARNING_RATE
 from tasks.run_log import artifact_key
@@ -14,7 +15,7 @@ PATIENCE_SECONDS = 30 * 24 * 3600
 """How long a suspended study waits before Prefect fails it; launched again, it continues even then."""
 
 
-_RETRY_DIFFERS = {
+_RETRY_DIFFERS: JsonDict = {
     "if": {"properties": {"choice": {"const": "retry"}}, "required": ["choice"]},
     "then": {
         "anyOf": [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in ("learning_rate", "epochs", "init")]

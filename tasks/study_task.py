@@ -63,7 +63,7 @@ def study_task(
                 return_freed_memory()
 
         # Prefect reads a task's parameters from its signature.
-        run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+        run.__signature__ = signature  # pyrefly: ignore[missing-attribute]
         return task(task_run_name=run_name, cache_policy=NO_CACHE, **retry)(run)
 
     return decorate

@@ -214,7 +214,7 @@ def _compare_with_peft(folder: Path, config: Mapping[str, Any], base: BaseModel,
 
     plain = _logits(base)
     try:
-        peft_model = PeftModel(base.model, LoraConfig.from_pretrained(str(folder))).eval()  # pyright: ignore[reportArgumentType]
+        peft_model = PeftModel(base.model, LoraConfig.from_pretrained(str(folder))).eval()
     except ValueError as problem:
         _remove_adapters(base.model)
         raise _does_not_fit(folder, config, base, problem) from problem

@@ -81,7 +81,7 @@ def refuse_other_weights(key: str, expected_sha256: str | None, sha256: str) -> 
     Raises:
         BadData: it is another.
     """
-    if expected_sha256 not in (None, sha256):
+    if expected_sha256 is not None and expected_sha256 != sha256:
         raise BadData(
             f"adapter {key} has SHA-256 {sha256[:16]}..., recorded is {expected_sha256[:16]}...; "
             "run `clusterlora study verify --repair` where it was trained"

@@ -72,7 +72,7 @@ def _counting(most_steps: int, most_characters: int) -> Callable[[FrameType, str
 def _size(value: object) -> int:
     """Return the length of a value of a template; of a namespace, that of its longest value."""
     if isinstance(value, str | list | tuple | dict):
-        return len(value)  # pyright: ignore[reportUnknownArgumentType]
+        return len(value)
     if isinstance(value, Namespace):
         held: dict[str, object] = object.__getattribute__(value, "_Namespace__attrs")
         return max((_size(one) for one in held.values() if not isinstance(one, Namespace)), default=0)

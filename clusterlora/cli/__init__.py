@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit_code = cli.main(args=argv, prog_name="clusterlora", standalone_mode=False)
     except click.ClickException as error:
         # It repeats what was typed, or what a script was given.
-        error.message = harmless(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+        error.message = harmless(error.message)  # pyrefly: ignore[read-only]
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):

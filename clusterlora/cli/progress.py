@@ -35,7 +35,8 @@ class ConsoleLog:
     def phase(self, name: str, *, total: int, unit: str) -> None:
         """Start a progress bar of `total` units."""
         self._phase, self._unit, self._total, self._done = name, unit, total, 0
-        self._values, self._pace = {}, Pace()
+        self._values = {}
+        self._pace = Pace()
         self._started_at = self._printed_at = time.monotonic()
         if self._progress is not None:
             if self._task is not None:

@@ -270,7 +270,7 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
         return
     trials: list[dict[str, str]] = state.pop("trials", [])
     for field, value in state.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value  # pyrefly: ignore[partially-unknown-type]
         click.echo(f"{field.replace('_', ' '):<14} {text or '-'}")
     if trials:
         click.echo()

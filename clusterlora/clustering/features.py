@@ -85,7 +85,7 @@ def _leading_directions(vectors: Float[np.ndarray, "persona dim"]) -> Float[np.n
         if vectors.shape[1] <= _FEW_DIMENSIONS:
             return np.linalg.svd(vectors, full_matrices=False)[2][:_DIRECTIONS].T
         dim = vectors.shape[1]
-        return eigh(vectors.T @ vectors, subset_by_index=(dim - _DIRECTIONS, dim - 1))[1][:, ::-1]
+        return eigh(vectors.T @ vectors, subset_by_index=(dim - _DIRECTIONS, dim - 1))[1][:, ::-1]  # pyrefly: ignore[bad-index]
     squares, left = np.linalg.eigh(vectors @ vectors.T)
     kept = np.flatnonzero(squares > _SMALLEST_SQUARE * squares[-1])[::-1][:_DIRECTIONS]
     if not len(kept) or squares[-1] <= 0:

@@ -105,7 +105,7 @@ def _smallest_first(
     with warnings.catch_warnings(), threadpool_limits(1):
         # A bootstrap sample can have fewer distinct points than k, which leaves clusters empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = KMeans(k, n_init=10, random_state=seed).fit(features)  # pyright: ignore[reportArgumentType] (n_init is no str)
+        fitted = KMeans(k, n_init=10, random_state=seed).fit(features)
     labels = np.asarray(fitted.labels_)
     order = _order(labels, k)
     return np.argsort(order)[labels], np.asarray(fitted.cluster_centers_)[order]

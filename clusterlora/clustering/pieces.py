@@ -32,7 +32,7 @@ class CrossedPieces(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.counts)
 
-    def __getitem__(self, persona: int) -> Float[np.ndarray, "piece dim"]:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+    def __getitem__(self, persona: int) -> Float[np.ndarray, "piece dim"]:  # pyrefly: ignore[bad-override] (no slices)
         """Return a persona's pieces."""
         start, end = self._ends[range(len(self))[persona]], self._ends[range(len(self))[persona] + 1]
         products = self._products(slice(start, end))
@@ -93,7 +93,7 @@ class StoredPieces(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.arrays)
 
-    def __getitem__(self, persona: int) -> Float[np.ndarray, "piece dim"]:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+    def __getitem__(self, persona: int) -> Float[np.ndarray, "piece dim"]:  # pyrefly: ignore[bad-override] (no slices)
         """Return a persona's pieces."""
         return self.arrays[persona]
 

@@ -1,5 +1,7 @@
 """The appendix of a comparison in words and tables, for summary.md and the report."""
 
+from collections.abc import Sequence
+
 from clusterlora.comparison.appendix import Appendix, MetricDifference
 from clusterlora.comparison.result import Comparison
 from clusterlora.evaluation.markdown import markdown_table
@@ -22,7 +24,7 @@ MIXED = (
 )
 NUMERIC = {"effects": (False, True, True), "others": (False, False, True, True, True), "mixed": (False, True, True, True, False)}
 
-Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+Table = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
 
 
 def tables(below: Appendix, comparison: Comparison) -> list[tuple[str, str, Table, tuple[bool, ...]]]:

@@ -1,7 +1,7 @@
 """Draws comprehensive_comparison.png: every method's mean, its spread over personas, and its mean in every cluster."""
 
 # matplotlib leaves most keyword arguments untyped:
-# pyright: standard
+# pyrefly: ignore-errors[partially-unknown-type, unknown-argument-type, unknown-variable-type]
 
 import textwrap
 from pathlib import Path

@@ -20,7 +20,7 @@ def pooled_values(rows: Sequence[EvaluationRow], persona_ids: AbstractSet[str], 
     for row in rows if pooled else ():
         if row.persona_id in persona_ids:
             runs[row.method, row.seed].append(row)
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict[str, list[float]](list))
     for (method, _), of_run in runs.items():
         n_items = Counter(row.persona_id for row in of_run)
         weights = np.array([1 / n_items[row.persona_id] for row in of_run]) / len(n_items)

@@ -67,7 +67,9 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
         BadData: no rows, no common persona, an item that one method answered twice or not at all, a persona in two clusters,
             or a score that is missing or not finite.
     """
-    rows_by_item_by_method: dict[str, dict[ItemKey, dict[int, EvaluationRow]]] = defaultdict(lambda: defaultdict(dict))
+    rows_by_item_by_method: dict[str, dict[ItemKey, dict[int, EvaluationRow]]] = defaultdict(
+        lambda: defaultdict[ItemKey, dict[int, EvaluationRow]](dict)
+    )
     cluster_by_persona: dict[str, int] = {}
     for row in rows:
         by_seed = rows_by_item_by_method[row.method][row.persona_id, row.item_id]

@@ -133,7 +133,7 @@ CLUSTERS_NOTE = (
 
 def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return header and rows of the contrasts with controls and the runner-up; no rows without a verdict."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             *(contrast.method, contrast.other, _role(comparison, contrast)),
             *_against(comparison, contrast.difference),
@@ -157,7 +157,7 @@ def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[st
     There are no rows with one cluster, or without a verdict.
     """
     metric = METRICS[comparison.headline]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             result.method,
             metric.format(difference.mean, signed=True),

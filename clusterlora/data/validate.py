@@ -37,7 +37,7 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     labelled = settings.task != "text"
     done = split(fitted(chosen, fit, settings, problems) if fit else chosen, settings, problems)
     check_labels(settings, done.dataset.personas, problems)
-    counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
+    counts: dict[str, Any] = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
     counts["beginnings"] = reading.n_beginnings
     counts["overlapping"] = sum(n_overlapping(persona.dialogues, quoted=not labelled) for persona in reading.dataset.personas)
     alike: dict[str, Any] = {

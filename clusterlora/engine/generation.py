@@ -63,7 +63,7 @@ def _continued(
     stacked: StackedModel, questions: Sequence[Question], *, end_ids: frozenset[int], pad_id: int, max_new_tokens: int
 ) -> list[tuple[int, ...]]:
     """Return the continuation of each left-padded prompt; finished rows are removed from the batch."""
-    model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
+    model: PreTrainedModel = stacked.model  # pyrefly: ignore[bad-assignment]
     ids_BT, mask_BT = _left_padded([q.prompt for q in questions], pad_id=pad_id, device=model.device)
     slots_B = torch.tensor([q.slot for q in questions], device=model.device)
     cache, spread = stacked.cache(slots_B), is_spread(model)
@@ -113,7 +113,7 @@ def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_i
 
     One row scores all turns of a dialogue, because a later prompt begins with the earlier turns and their references.
     """
-    model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
+    model: PreTrainedModel = stacked.model  # pyrefly: ignore[bad-assignment]
     with_reference = [number for number, question in enumerate(questions) if question.reference]
     passes = in_one_pass([questions[number] for number in with_reference])
     dialogues = sorted(([with_reference[i] for i in turns] for turns in passes), key=lambda turns: -_length(questions[turns[-1]]))

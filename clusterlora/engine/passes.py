@@ -223,7 +223,7 @@ def _tokens_per_pass(base: BaseModel) -> int:
 
     The widest activation is a gate and an up projection, concatenated; on a GPU it may be twice as large as elsewhere.
     """
-    head = base.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    head = base.model.get_output_embeddings()
     layers = [layer for module in base.model.modules() if module is not head and (layer := linear_layer(module)) is not None]
     widest = 2 * max((layer.d_out for layer in layers), default=base.model.config.hidden_size)
     return tokens_per_chunk(widest, base.model.device, base.model.dtype) * (2 if base.model.device.type == "cuda" else 1)

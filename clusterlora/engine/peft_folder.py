@@ -34,7 +34,7 @@ def lora_config(
 
     return LoraConfig(
         r=recipe.rank,
-        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (any number works; PEFT says int)
+        lora_alpha=recipe.alpha,  # pyrefly: ignore[bad-argument-type]  (any number works; PEFT says int)
         lora_dropout=recipe.dropout,
         target_modules=list(recipe.target_modules),
         fan_in_fan_out=fan_in_fan_out,

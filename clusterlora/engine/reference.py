@@ -165,13 +165,13 @@ def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
     refuse_spread_head(base.model, job.recipe)
     with torch.random.fork_rng():
         torch.manual_seed(job.recipe.seed)
-        model: PeftModel = get_peft_model(base.model, kind.peft_config(base, job.recipe))  # pyright: ignore[reportAssignmentType]
+        model: PeftModel = get_peft_model(base.model, kind.peft_config(base, job.recipe))
     kind.initialise(model, job.recipe)
     if job.init_from is not None:
         set_peft_model_state_dict(model, load_file(job.init_from / "adapter_model.safetensors"))
     if job.frozen_adapter is not None:
         model.load_adapter(str(job.frozen_adapter), "frozen", is_trainable=False)
-        model.base_model.set_adapter([_TRAINED, "frozen"])  # pyright: ignore[reportCallIssue]  (PEFT forwards it to its tuner)
+        model.base_model.set_adapter([_TRAINED, "frozen"])  # pyrefly: ignore[not-callable]  (PEFT forwards it to its tuner)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{_TRAINED}." in name)
     _set_training(model)

@@ -126,7 +126,7 @@ class StackedModel:
         slots = [one.factors for one in weights]
         like = next(self.model.parameters())
         self._prefix_by_slot = {slot: one.prefix.to(like) for slot, one in enumerate(weights, start=1) if one.prefix is not None}
-        self._hooks.append(self.model.get_input_embeddings().register_forward_pre_hook(self._count_tokens))  # pyright: ignore[reportCallIssue]
+        self._hooks.append(self.model.get_input_embeddings().register_forward_pre_hook(self._count_tokens))  # pyrefly: ignore[not-callable]
         for name in sorted({name for factors in slots for name in factors}):
             layer = self._linear(name)
             rank = max(factors[name][0].shape[0] for factors in slots if name in factors)
@@ -168,7 +168,7 @@ class StackedModel:
     @property
     def has_head(self) -> bool:
         """Whether any slot changes the output layer."""
-        head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        head = self.model.get_output_embeddings()  # pyrefly: ignore[not-callable]
         return any(self.model.get_submodule(name) is head for name in self._factors)
 
     def prefix_length(self, slot: int) -> int:
@@ -177,7 +177,7 @@ class StackedModel:
 
     def cache(self, slots: Int[Tensor, " row"]) -> DynamicCache:
         """Return a cache that holds the prefixes of these slots, which must be equally long."""
-        cache = DynamicCache(config=self.model.config)  # pyright: ignore[reportArgumentType]
+        cache = DynamicCache(config=self.model.config)  # pyrefly: ignore[bad-argument-type]
         if prefixes := [self._prefix_by_slot[slot] for slot in slots.tolist() if slot in self._prefix_by_slot]:
             fill_cache(cache, torch.stack(prefixes))
         return cache
@@ -244,7 +244,7 @@ def logits_only_at(model: nn.Module, positions: Tensor, *, head_is_stacked: bool
     Args:
         head_is_stacked: the projection has adapters that differ from row to row; they are computed for all tokens of a row.
     """
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    head = model.get_output_embeddings()  # pyrefly: ignore[not-callable]
     if head_is_stacked:
         hook = head.register_forward_hook(lambda _module, _inputs, logits: logits[positions.to(logits.device)])
     else:

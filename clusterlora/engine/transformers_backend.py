@@ -84,7 +84,7 @@ class TransformersBackend:
         return sum(n_bytes for storage, n_bytes in bytes_by_storage.items() if storage not in parameters) / ids.shape[1]
 
     def _enter(self, contexts: ExitStack, rows: RowSlots, frozen_slots: Int[Tensor, " b"], *, n_tokens: int) -> None:
-        contexts.enter_context(self._intercepted.rows(rows, n_tokens) if self._intercepted else self._stack.rows(rows))  # pyright: ignore[reportAttributeAccessIssue]
+        contexts.enter_context(self._intercepted.rows(rows, n_tokens) if self._intercepted else self._stack.rows(rows))  # pyrefly: ignore[missing-attribute]
         if self._frozen_adapters:
             contexts.enter_context(self._frozen_adapters.rows(frozen_slots))
 
@@ -120,7 +120,7 @@ class _InterceptedLayers:
             self._intercept(fused, layers)
         self._replace()
 
-    def includes(self, layer: nn.Module) -> bool:
+    def includes(self, layer: nn.Module | None) -> bool:
         """Return whether a layer is one of these."""
         return any(layer is other for layers in self._layers for other in layers)
 
@@ -140,7 +140,7 @@ class _InterceptedLayers:
         def first_forward(input: Tensor) -> Tensor:  # noqa: A002  (Linear.forward names it so)
             assert self._rows is not None, "a model with stacked LoRA was run outside `rows`"
             refuse_routed(lora.spec.names[0], input, n_rows=len(self._rows.slot), n_tokens=self._n_tokens)
-            first, *others = _FusedProduct.apply(input, self._requires_grad, lora, self._rows, layers)  # pyright: ignore[reportGeneralTypeIssues]
+            first, *others = _FusedProduct.apply(input, self._requires_grad, lora, self._rows, layers)
             outputs.update({name: (input, output) for name, output in zip(lora.spec.names[1:], others, strict=True)})
             return first
 

@@ -284,7 +284,7 @@ def signed_rank_p(deltas: Float[np.ndarray, " persona"]) -> float:
     differing = deltas[np.abs(deltas) >= RESOLUTION]
     if not len(differing):
         return 1.0
-    return float(stats.wilcoxon(differing).pvalue)  # pyright: ignore[reportAttributeAccessIssue] (the stubs hide the result's type)
+    return float(stats.wilcoxon(differing).pvalue)
 
 
 def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:

@@ -84,7 +84,7 @@ class BaseModel:
     def pad_id(self) -> int:
         """The padding id, an end id where the tokenizer has none: padding is always masked."""
         pad_id = self.tokenizer.pad_token_id
-        return min(self.end_ids) if pad_id is None else int(pad_id)  # pyright: ignore[reportArgumentType]
+        return min(self.end_ids) if pad_id is None else int(pad_id)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -92,7 +92,7 @@ class BaseModel:
         eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
         generation_ends = eos if isinstance(eos, list) else [eos]
         ends: Any = self.tokenizer.convert_tokens_to_ids(sorted(ChatTemplate(self.tokenizer).end_tokens))
-        return frozenset(int(i) for i in (*ends, self.tokenizer.eos_token_id, *generation_ends) if i is not None)  # pyright: ignore[reportArgumentType]
+        return frozenset(int(i) for i in (*ends, self.tokenizer.eos_token_id, *generation_ends) if i is not None)
 
 
 def base_folder(name: str) -> Path:
@@ -158,7 +158,7 @@ def load_base(
         model, tokenizer = load_causal_lm(folder, dtype=dtype, device="auto", quantisation=quantisation)
     elif quantisation == "none":
         model, tokenizer = load_causal_lm(folder, dtype=dtype)
-        model.to(device)  # pyright: ignore[reportArgumentType]
+        model.to(device)  # pyrefly: ignore[bad-argument-type]
     else:
         model, tokenizer = load_causal_lm(folder, dtype=dtype, device=device, quantisation=quantisation)
     compute_dequantised(model)
@@ -207,7 +207,7 @@ def usable_base(name: str, quantisation: Quantisation = "none", device_map: Devi
     else:
         model, tokenizer = load_causal_lm(folder, dtype="float32", device="meta")
     weights = block_weights(model)
-    n_quantisable = sum(module.weight.numel() for module in quantisable(model))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    n_quantisable = sum(module.weight.numel() for module in quantisable(model))  # pyrefly: ignore[not-callable]
     share = n_quantisable / sum(weights.n_weights.values())
     if quantisation != "none" and not share:
         raise ModelUnavailable(

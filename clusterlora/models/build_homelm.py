@@ -76,7 +76,7 @@ def build(out: Path, *, seed: int = 0, log: RunLog, plan: HomelmPlan = HomelmPla
     log.note(f"{len(sequences)} conversations, {sum(len(s.ids) for s in sequences)} tokens")
     model = _new_model(tokenizer, plan, seed)
     _train(model, sequences, plan, rng, log)
-    model.to(torch.bfloat16).save_pretrained(out)  # pyright: ignore[reportArgumentType]
+    model.to(torch.bfloat16).save_pretrained(out)  # pyrefly: ignore[bad-argument-type]
     tokenizer.save_pretrained(out)
 
     shipped, tokenizer = load_causal_lm(out, dtype="float32")
@@ -99,14 +99,14 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> "PreTrainedTokeniz
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    bpe.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,  # pyright: ignore[reportCallIssue]
-        special_tokens=list(SPECIAL_TOKENS),  # pyright: ignore[reportCallIssue]
-        initial_alphabet=sorted(alphabet),  # pyright: ignore[reportCallIssue]
-        show_progress=False,  # pyright: ignore[reportCallIssue]
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -160,8 +160,8 @@ def _new_model(tokenizer: "PreTrainedTokenizerBase", plan: HomelmPlan, seed: int
         max_position_embeddings=plan.max_positions,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
-        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # transformers initialises weights from torch's global generator

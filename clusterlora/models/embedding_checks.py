@@ -57,7 +57,7 @@ def checked_loading(folder: Path) -> Generator[Loaded]:
             loaded.append((model, info))
             return model
 
-        PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # pyright: ignore[reportAttributeAccessIssue]
+        PreTrainedModel.from_pretrained = classmethod(from_pretrained)
         try:
             yield loaded
         finally:
@@ -168,10 +168,15 @@ def _n_positions(model: "PreTrainedModel") -> int | None:
 
     known = known_positions(model.config)
     tables: list[tuple[Any, Any]] = [(parent, getattr(parent, name, None)) for parent in model.modules() for name in _POSITIONS]
-    # OPT's and BART's tables begin at an offset. A model of images beside it has a table of its own.
+    # A model of images beside it has a table of its own.
     rows = [
-        table.num_embeddings - (parent.padding_idx + 1 if hasattr(parent, _COUNTS_FROM_PADDING) else getattr(table, "offset", 0))
+        table.num_embeddings - _first_position(parent, table)
         for parent, table in tables
         if isinstance(table, Embedding) and known is not None and table.num_embeddings >= known
     ]
     return min((*rows, known)) if rows and known is not None else None
+
+
+def _first_position(parent: Any, table: Any) -> int:
+    """Return the row of the first position: the tables of OPT and BART begin at an offset."""
+    return parent.padding_idx + 1 if hasattr(parent, _COUNTS_FROM_PADDING) else getattr(table, "offset", 0)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.chat.panics import panics_unprinted
@@ -124,7 +124,7 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
 
     folder = embedding_folder(name)
     with one_line(f"embedding model {name!r} in {folder}", folder), quiet(), panics_unprinted():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         refuse_unknown_token_without_id(tokenizer, folder)
         ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
         limit = most_tokens(folder)

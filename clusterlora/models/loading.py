@@ -118,7 +118,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     _refuse_tokenizer_of_a_package(folder)
     with one_line(f"the tokenizer in {folder}", folder), quiet(), panics_unprinted():
         # With mistral_common installed, its own tokenizer would be taken, which knows no chat template: other ids than without the package.
-        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False, **_LOCAL, **gguf)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, mistral_format=False, **_LOCAL, **gguf)
         refuse_unknown_token_without_id(tokenizer, folder)
         # Settings that it does not understand show when it is used.
         tokenizer("a b")

@@ -107,7 +107,7 @@ def quantisable(model: "nn.Module") -> Iterator["nn.Module"]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    head: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    head: Any = model.get_output_embeddings()  # pyrefly: ignore[not-callable]
     # Subclasses of Linear are left as they are, and so is the output layer.
     yield from (module for module in model.modules() if (type(module) in (nn.Linear, Conv1D)) and module is not head)
 
@@ -139,7 +139,7 @@ def _product() -> Any:
             return torch.nn.functional.linear(x, dequantised(layer, x.dtype), bias)
 
         @staticmethod
-        def backward(ctx: Any, dy: "Tensor") -> tuple["Tensor | None", None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def backward(ctx: Any, dy: "Tensor") -> tuple["Tensor | None", None]:  # pyrefly: ignore[bad-override]
             return (dy @ dequantised(ctx.layer, dy.dtype) if ctx.needs_input_grad[0] else None), None
 
     return Product

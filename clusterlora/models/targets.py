@@ -55,7 +55,7 @@ def block_weights(model: "nn.Module") -> BlockWeights:
 
     from clusterlora.models.linear_layers import linear_layer
 
-    outside = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # pyright: ignore[reportCallIssue]
+    outside = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # pyrefly: ignore[not-callable]
     n_weights: dict[str, int] = {}
     linear: dict[str, None] = {}
     names_outside: set[str] = set()

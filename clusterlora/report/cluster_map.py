@@ -1,7 +1,7 @@
 """clusters.png: every persona in the plane of largest variance, coloured by cluster."""
 
 # matplotlib leaves most keyword arguments untyped:
-# pyright: standard
+# pyrefly: ignore-errors[partially-unknown-type]
 
 from pathlib import Path
 

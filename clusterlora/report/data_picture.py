@@ -1,7 +1,7 @@
 """Figure of a data set: dialogues per persona, their lengths, the splits, duplicates and leaks."""
 
 # matplotlib leaves most keyword arguments untyped:
-# pyright: standard
+# pyrefly: ignore-errors[partially-unknown-type]
 
 from itertools import pairwise
 from pathlib import Path

@@ -251,7 +251,7 @@ def costs(comparison: Comparison, all_costs: Sequence[Cost], currency: str) -> F
     """Return quality over cost, a view per kind of cost. The cost axis is logarithmic; zero cost is drawn left of the first decade."""
     scale = _scale(comparison)
     money = [cost.money for cost in all_costs if cost.money is not None]
-    kinds: tuple[tuple[str, list[float]], ...] = (
+    kinds: tuple[tuple[str, Sequence[float]], ...] = (
         # Money first: where there are prices, it is what the other three stand for.
         *([(f"{currency} of training", money)] if len(money) == len(all_costs) else []),
         ("adapter bytes", [cost.n_bytes for cost in all_costs]),

@@ -113,9 +113,9 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {name: _rounded(inner) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+        return {name: _rounded(inner) for name, inner in value.items()}  # pyrefly: ignore[partially-unknown-type, unknown-argument-type, unknown-variable-type]
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_rounded(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+        return [_rounded(inner) for inner in value]  # pyrefly: ignore[unknown-argument-type, unknown-variable-type]
     return value
 
 
@@ -139,7 +139,7 @@ def _section(panel: _Panel) -> str:
 
 @lru_cache(maxsize=1)
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
+    from plotly.offline import get_plotlyjs  # pyrefly: ignore[implicit-reexport]
 
     return get_plotlyjs()
 

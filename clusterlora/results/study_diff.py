@@ -192,7 +192,7 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str
     for key, value in first.items():
         other, name = second[key], f"{where}{key}"
         if isinstance(value, dict) and isinstance(other, dict):
-            yield from _differences(value, other, f"{name}.")  # pyright: ignore[reportUnknownArgumentType]
+            yield from _differences(value, other, f"{name}.")
         elif value != other:
             yield Difference(name=name, first=value, second=other)
 

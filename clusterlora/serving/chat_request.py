@@ -12,9 +12,9 @@ from typing import Any
 
 from clusterlora.engine.sampling import Sampling
 from clusterlora.serving.refusal import Refusal
-from clusterlora.values import Turn
+from clusterlora.values import Role, Turn
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -139,7 +139,7 @@ def _turn(message: Any, place: str) -> Turn:
         if not isinstance(part, dict) or part.get("type") != "text":
             raise Refusal(400, f"{place}.content has a part that is no text; this model reads text alone", param=f"{place}.content")
         texts.append(_text(part.get("text"), f"{place}.content"))
-    return Turn(_ROLES[role], "".join(texts))  # pyright: ignore[reportArgumentType]
+    return Turn(_ROLES[role], "".join(texts))
 
 
 def _context(context: Any) -> tuple[tuple[str, str], ...]:

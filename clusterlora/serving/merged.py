@@ -80,7 +80,7 @@ def _merge(adapter: Path, folder: Path, model: PreparedModel, *, template: Path)
     peft = PeftModel.from_pretrained(base.model, str(adapter))
     if isinstance(peft.active_peft_config, PromptLearningConfig):
         raise BadData(f"adapter {adapter.name} is a prefix, which is no change of weights; export --format peft")
-    merged: Any = peft.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
+    merged: Any = peft.merge_and_unload(safe_merge=True)
     embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     if is_tied and torch.equal(embedding.weight, head.weight):
         head.weight = embedding.weight

@@ -25,7 +25,7 @@ class RouterModel(PythonModel):
 
         self._router = Router.load(Path(context.artifacts["routes"]), Path(context.artifacts["adapters"]))
 
-    def predict(self, context: PythonModelContext, model_input, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002
+    def predict(self, context: PythonModelContext, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002
         """Return one answer per row of a DataFrame or list."""
         requests = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
         return self._router.answer(requests)

@@ -102,10 +102,11 @@ def ready(study_name: str, n_workers: int, stores: Stores, log: RunLog, *, runni
     # Recorded last: who follows the study reads from it that all is known.
     stores.studies.save_metadata(study_name, workers)
     state = read_state(study_name, stores)
-    if state.settings.minutes is not None and state.probe is None:
-        log.note(f"minutes = {state.settings.minutes:g}: nothing is left out, since it is not known how long the study will take")
-    elif state.cut is None and takes_longer(state):
-        log.note(f"minutes = {state.settings.minutes:g}: nothing is left out, as its people are clustered already; it takes longer")
+    minutes = state.settings.minutes
+    if minutes is not None and state.probe is None:
+        log.note(f"minutes = {minutes:g}: nothing is left out, since it is not known how long the study will take")
+    elif minutes is not None and state.cut is None and takes_longer(state):
+        log.note(f"minutes = {minutes:g}: nothing is left out, as its people are clustered already; it takes longer")
     if cut is None:
         return state
     made_from = replace(state.prepared_with, n_personas=len(state.dataset.personas), n_dialogues=state.dataset.n_dialogues)

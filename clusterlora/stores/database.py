@@ -221,14 +221,14 @@ def _engine(url: URL) -> Engine:
         return engine
 
     @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _configure(connection: Any, _record: object) -> None:
         # Turn off the driver's own transaction handling: it begins too late, and never with BEGIN IMMEDIATE.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")
 
     @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _begin(connection: Connection) -> None:
         if statement := connection.get_execution_options().get("sqlite_begin", "BEGIN"):
             connection.exec_driver_sql(statement)
 

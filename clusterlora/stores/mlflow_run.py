@@ -136,7 +136,7 @@ def params_of(values: Mapping[str, Any], prefix: str = "") -> list[Param]:
     params: list[Param] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            params += params_of(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+            params += params_of(value, f"{prefix}{name}.")
         else:
             params.append(Param(f"{prefix}{name}", str(plain(value))[:_PARAM_CHARACTERS]))
     return params

@@ -26,7 +26,8 @@ from clusterlora.models.checks import refuse_recurrent
 from clusterlora.models.targets import block_weights, resolved
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
-from tests.fast.test_engine_families import greedy, sequences
+from tests.fast.test_engine_families import greedy
+from tests.fixtures.families import sequences
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 RECIPE = Recipe(rank=2, alpha=6, dropout=0.0, epochs=2, batch_size=2, learning_rate=5e-3)

@@ -32,7 +32,7 @@ class Receiver(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Receiver  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: Receiver  # pyrefly: ignore[bad-override-mutable-attribute]
 
     def log_message(self, format: str, *arguments: object) -> None: ...  # noqa: A002
 

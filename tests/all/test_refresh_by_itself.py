@@ -43,7 +43,7 @@ def test_a_changed_file_starts_one_refresh(finished_stores: Stores, seven: Study
                 return client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["refresh"])))
 
             def looked(text: str) -> list[FlowRun]:
-                message = watch(RefreshRequest(study_name="small", path=settled(file, text)), return_state=True).message
+                message = watch(RefreshRequest(study_name="small", path=settled(file, text)), return_state=True).message  # pyrefly: ignore[no-matching-overload]
                 assert message is not None
                 assert len(message.splitlines()) == 1
                 EventsWorker.drain_all()

@@ -81,7 +81,7 @@ def test_what_is_restored_on_an_empty_home_agrees_and_goes_on_without_training(i
     assert (there.services / "mlflow" / "artifacts" / "model.json").is_file()
     study = stores.studies.study("planted")
     # All that it would train is there, under the same keys.
-    assert not list(remaining_groups(state_of(study, stores)))  # pyright: ignore[reportArgumentType]
+    assert not list(remaining_groups(state_of(study, stores)))
 
 
 def test_no_password_and_no_secret_address_is_in_it_unless_asked_for(installed: Place, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_database_that_is_written_to_meanwhile_is_copied_as_it_is_at_one_momen
 def test_adapters_that_go_while_they_are_copied_make_no_backup(installed: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = stores_of(installed)
     key = stores.studies.adapters("planted")[0].key
-    add_folder = module._add_folder  # pyright: ignore[reportPrivateUsage]
+    add_folder = module._add_folder
 
     def forget_and_add(*arguments: Any, **options: Any) -> None:
         stores.studies.forget_adapter(key)
@@ -292,7 +292,7 @@ def test_a_backup_that_does_not_fit_the_database_or_the_disk_leaves_nothing(
     with pytest.raises(BadSettings, match=r"holds studies/old.db, and CLUSTERLORA_DATABASE_URL names that file"):
         restore(replace(there, database=f"sqlite:///{there.results / 'old.db'}"), tmp_path / "all.tar")
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # pyright: ignore[reportAttributeAccessIssue,reportPrivateUsage]
+        patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
         with pytest.raises(BadData, match="free some space"):
             restore(there, tmp_path / "all.tar")
     assert left_at(there) == []
@@ -487,7 +487,7 @@ def test_a_study_database_in_postgresql_is_dumped_and_restored(
     try:
         there = Place(results=tmp_path / "r", services=tmp_path / "s", database=f"{postgres_server}/restored")
         with tarfile.open(tmp_path / "all.tar") as archive:
-            (dump := tmp_path / "dump").write_bytes(archive.extractfile("database/studies").read())  # pyright: ignore[reportOptionalMemberAccess]
+            (dump := tmp_path / "dump").write_bytes(archive.extractfile("database/studies").read())  # pyrefly: ignore[missing-attribute]
         refuse_unreadable_dump(there.database, dump)
         dump.write_bytes(dump.read_bytes()[:300])
         with pytest.raises(BadSettings, match="pg_restore refused"):

@@ -78,7 +78,7 @@ def without_layer_1(folder: Path) -> None:
 def with_more_tokens(folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(folder)
 
@@ -202,7 +202,12 @@ def test_who_wrote_a_configuration_and_what_lies_beside_it_changes_nothing(folde
 def test_arguments_and_date_of_the_template_are_part_of_an_adapters_cache_key(folder: Path, stores: Stores, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", exchanges())
     keys = []
-    for name, model in (("a", {}), ("b", {"template_arguments": (("x", "1"),)}), ("c", {"template_date": "2026-01-01"})):
+    models: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("a", {}),
+        ("b", {"template_arguments": (("x", "1"),)}),
+        ("c", {"template_date": "2026-01-01"}),
+    )
+    for name, model in models:
         one = replace(study(folder, data), name=name)
         one = replace(one, model=replace(one.model, **model))
         dataset = prepare_study(one, stores, SilentLog())
@@ -340,7 +345,7 @@ def test_an_answer_ends_with_the_header_of_the_next_turn_where_generation_ends_s
     said = (Turn("user", "hi"), Turn("assistant", "yes"), Turn("user", "ok"), Turn("assistant", "no"))
     expected = {1: (["yes<|end|>", "no<|end|>"], 2), 2: (["yes<|user|>", "no<|user|>"], 1)}
     for n_ends, (learnt, n_sequences) in expected.items():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|user|>")][:n_ends]
         edit(folder / "generation_config.json", eos_token_id=ends)
         base = load_base(str(folder))
@@ -403,7 +408,7 @@ def test_a_base_that_cannot_be_quantised_is_refused_in_one_line_before_anything_
     with pytest.raises(ModelUnavailable, match="needs bitsandbytes"):
         load_base(str(folder), quantisation="int8")
     with pytest.raises(BadSettings, match="quantisation 'int4' is not supported; use none or nf4 or int8"):
-        load_base(str(folder), quantisation="int4")  # pyright: ignore[reportArgumentType]
+        load_base(str(folder), quantisation="int4")  # pyrefly: ignore[bad-argument-type]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     edit(folder / "config.json", quantization_config={"quant_method": "awq"})
     with pytest.raises(ModelUnavailable, match=r"is stored quantised \(awq, config.json\); use its weights as they were"):

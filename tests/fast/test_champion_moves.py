@@ -219,7 +219,7 @@ def test_another_champion_is_told_of_once_with_the_one_that_it_replaces(finished
 
 def test_the_history_of_champions_fits_a_tag_and_is_written_before_the_alias_moves() -> None:
     registry = Registry()
-    client: MlflowClient = registry  # pyright: ignore[reportAssignmentType]
+    client: MlflowClient = registry  # pyrefly: ignore[bad-assignment]
     for number in range(1, 101):
         move_champion(
             client, "demo", str(number), "because \u00e4\u4f60" * 2000 if number == 60 else f"the comparison of study demo.r{number}"
@@ -230,7 +230,7 @@ def test_the_history_of_champions_fits_a_tag_and_is_written_before_the_alias_mov
     registry.aliases.clear()
     move_champion(client, "demo", "100", "again")
     assert (registry.aliases, len(history(client, "demo"))) == ({"champion": "100"}, len(moves)), "an alias that was deleted comes back"
-    registry.set_registered_model_tag = lambda *_: json.loads("")  # pyright: ignore[reportAttributeAccessIssue]
+    registry.set_registered_model_tag = lambda *_: json.loads("")  # pyrefly: ignore[bad-assignment]
     with pytest.raises(ValueError, match="Expecting value"):
         move_champion(client, "demo", "101", "refused")
     assert registry.aliases == {"champion": "100"}

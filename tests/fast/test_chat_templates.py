@@ -76,7 +76,8 @@ def learnt(tokenizer: Any, encoder: PromptEncoder, turns: tuple[Turn, ...]) -> l
 def test_homelm_is_rendered_token_for_token_as_its_adapters_were_trained() -> None:
     from transformers import AutoTokenizer
 
-    encoder = PromptEncoder(AutoTokenizer.from_pretrained(HOMELM_FOLDER), max_length=512)
+    tokenizer: Any = AutoTokenizer.from_pretrained(HOMELM_FOLDER)
+    encoder = PromptEncoder(tokenizer, max_length=512)
     recorded = json.loads((Path(__file__).parents[1] / "golden" / "homelm_tokens.json").read_text(encoding="utf-8"))
     assert len(recorded) == 14
     for dialogue in recorded:

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from clusterlora import cli
 from clusterlora.cli import main
-from clusterlora.cli.chat import _print_table as print_answers  # pyright: ignore[reportPrivateUsage]
+from clusterlora.cli.chat import _print_table as print_answers
 from clusterlora.cli.printing import echo_columns, print_whole
 from clusterlora.config import resolve
 from clusterlora.errors import harmless
 from clusterlora.evaluation.markdown import markdown_table
-from deployments.study_results import _print_markdown  # pyright: ignore[reportPrivateUsage]
+from deployments.study_results import _print_markdown
 
 NUMBERS = tuple(f"+{n}5.8312345" for n in range(1, 9))
 

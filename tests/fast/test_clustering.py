@@ -269,7 +269,7 @@ def test_as_many_clusters_as_personas_leave_no_silhouette():
 @settings(deadline=None)
 @given(st.integers(2, 5), st.integers(5, 40), st.floats(0, 1), st.sampled_from([1e-6, 1.0, 1e4]), st.booleans(), st.integers(0, 10**6))
 def test_least_sizes_are_kept_at_the_cost_of_the_best_assignment(k: int, n: int, share: float, scale: float, coarse: bool, seed: int):
-    from scipy.optimize import linear_sum_assignment
+    from scipy.optimize import linear_sum_assignment  # pyrefly: ignore[implicit-reexport]
 
     rng = np.random.default_rng(seed)
     costs = scale * rng.normal(size=(n, k))

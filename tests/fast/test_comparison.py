@@ -1,6 +1,7 @@
 """The comparison: recomputed independently, fair to every method, and not fooled by chance."""
 
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_a_method_that_answers_like_unified_ties_and_never_wins():
 @pytest.mark.whole
 @settings(max_examples=10, deadline=None)
 @given(st.randoms(use_true_random=False))
-def test_the_order_of_the_rows_changes_nothing(random):
+def test_the_order_of_the_rows_changes_nothing(random: Random):
     rows = evaluation(FIVE, (2, 3))
     shuffled = list(rows)
     random.shuffle(shuffled)
@@ -131,7 +132,7 @@ def test_when_lower_is_better_the_lowest_wins():
     assert cluster.vs_reference.win_rate > 0.6
     assert cluster.worst_persona == max(cluster.by_persona.values())
     assert cluster.vs_reference.outcome == "better"
-    assert comparison.method("baseline").vs_reference.outcome == "worse"  # pyright: ignore[reportOptionalMemberAccess]
+    assert comparison.method("baseline").vs_reference.outcome == "worse"  # pyrefly: ignore[missing-attribute]
 
 
 def test_the_ceiling_takes_the_best_method_of_each_item_and_bounds_everything():

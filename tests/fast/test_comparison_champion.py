@@ -152,7 +152,7 @@ def test_a_method_below_the_floor_looks_like_one_in_table_picture_and_report():
     assert bars["x"] == sorted(bars["x"])
     assert bars["marker"]["pattern"]["shape"] == ["/", "/", ""]
     patches = compose(comparison, "s").axes[0].patches
-    lengths = [patch.get_width() for patch in patches]  # pyright: ignore[reportAttributeAccessIssue]
+    lengths = [patch.get_width() for patch in patches]  # pyrefly: ignore[missing-attribute]
     assert lengths == sorted(lengths, reverse=True), "the best on top, with the longest bar"
     assert [bool(patch.get_hatch()) for patch in patches] == [False, True, True]
     above = compared({"unified": 0.7, "cluster": 0.8}, floor=0.4)

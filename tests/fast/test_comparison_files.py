@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -148,7 +148,7 @@ def test_no_two_labels_of_the_figure_overlap(means: Mapping[str, float], sizes: 
     figure = compose(comparison, "study $mission_1$")
     figure.canvas.draw()
     for axes in figure.axes:
-        labels = cast("list[Text]", axes.findobj(Text))
+        labels = axes.findobj(Text)
         boxes = [(label.get_text(), label.get_window_extent()) for label in labels if label.get_text() and label.get_visible()]
         for index, (text, box) in enumerate(boxes):
             assert not [other for other, its_box in boxes[index + 1 :] if box.overlaps(its_box)], text

@@ -218,7 +218,7 @@ def test_a_checkout_under_a_strict_umask_is_readable_in_the_images():
 
 def test_what_builds_the_images_has_the_hashes_of_its_lock():
     lock = (DOCKER / "build.lock").read_text()
-    assert re.search(r"^uv==" + re.search(r"UV_VERSION := (\S+)", (CHECKOUT / "Makefile").read_text())[1], lock, re.MULTILINE)  # pyright: ignore[reportOptionalSubscript]
+    assert re.search(r"^uv==" + re.search(r"UV_VERSION := (\S+)", (CHECKOUT / "Makefile").read_text())[1], lock, re.MULTILINE)  # pyrefly: ignore[unsupported-operation]
     assert len(re.findall(r"^[a-z-]+==\S+ \\\n    --hash=sha256:", lock, re.MULTILINE)) == len(
         re.findall(r"^[a-z-]+==", lock, re.MULTILINE)
     )

@@ -206,7 +206,7 @@ def test_a_stored_output_layer_that_is_the_embedding_is_tied_like_one_that_is_no
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}, folder / WEIGHTS, metadata={"format": "pt"})
     usable_base(str(folder))
     model = load_base(str(folder)).model
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # pyrefly: ignore[missing-attribute]
 
 
 def test_a_window_that_the_class_does_not_read_is_not_there_for_the_cache_either(folder: Path) -> None:

@@ -82,7 +82,8 @@ def publish(folder: Path, task: str, questions: Sequence[Mapping[str, Any]], out
 
 
 def read(path: Path, task: str, **more: Any) -> tuple[Persona, ...]:
-    return load(DataSettings(**({"source": "lamp", "path": str(path), "task": task, "train": 20, "val": 2, "test": 2} | more))).personas
+    given: dict[str, Any] = {"source": "lamp", "path": str(path), "task": task, "train": 20, "val": 2, "test": 2}
+    return load(DataSettings(**(given | more))).personas
 
 
 def said(dialogue: Dialogue) -> tuple[str, ...]:

@@ -62,7 +62,8 @@ def windows(width: int, n: int = 6, n_conversations: int = 6) -> list[dict[str, 
 def settings(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> DataSettings:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return DataSettings(**{"source": "table", "path": str(path), "train": 40, "val": 10, "test": 10} | changes)
+    given: dict[str, Any] = {"source": "table", "path": str(path), "train": 40, "val": 10, "test": 10}
+    return DataSettings(**(given | changes))
 
 
 def answers_in_train(dataset: Dataset) -> list[str]:

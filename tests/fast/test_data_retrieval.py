@@ -68,7 +68,7 @@ def test_only_train_dialogues_are_ever_shown() -> None:
     assert exchanges(persona) == (Exchange("a", "b"), Exchange("d", "e"))
 
 
-def bm25_by_hand(texts: list[list[str]], query: list[str], *, k1: float = 1.5, b: float = 0.75) -> list[float]:
+def bm25_by_hand(texts: Sequence[Sequence[str]], query: list[str], *, k1: float = 1.5, b: float = 0.75) -> list[float]:
     """Return Lucene's BM25 as it stands in the literature, without the constant factor k1 + 1."""
     mean = sum(map(len, texts)) / len(texts)
     scores = [0.0] * len(texts)

@@ -33,7 +33,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real data is not
 def settings(path: Path, **more: Any) -> DataSettings:
     source = "lamp" if "lamp" in path.name else "edgewise" if path.is_dir() else "table"
     task = {"lamp": "text" if path.name.startswith("long") else "label" if path.name == "lamp_one_question" else "rating"}
-    given = {"source": source, "path": str(path), "train": 1, "val": 1, "test": 1, "task": task.get(source, "text")}
+    given: dict[str, Any] = {"source": source, "path": str(path), "train": 1, "val": 1, "test": 1, "task": task.get(source, "text")}
     return DataSettings(**(given | more))
 
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,9 @@ from clusterlora.values import Dialogue
 FILES = ("characters.jsonl", "routines.jsonl", "sessions.jsonl", "truth.json")
 
 
-def population(**settings: object) -> SyntheticPopulation:
-    return generate(SyntheticSettings(**({"cluster_sizes": (4, 6), "dialogues": 12} | settings)))  # pyright: ignore[reportArgumentType]
+def population(**settings: Any) -> SyntheticPopulation:
+    given: dict[str, Any] = {"cluster_sizes": (4, 6), "dialogues": 12}
+    return generate(SyntheticSettings(**(given | settings)))
 
 
 def dialogues(**settings: object) -> list[Dialogue]:

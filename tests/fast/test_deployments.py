@@ -138,7 +138,7 @@ def test_job_variables_of_a_run_do_not_change_how_it_is_started(pool: str, name:
     monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
 
     def job(variables: dict[str, Any]) -> Any:
-        filled = asyncio.run(kind.from_template_and_values(template(pool), variables, client=Blocks()))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        filled = asyncio.run(kind.from_template_and_values(template(pool), variables, client=Blocks()))  # pyrefly: ignore[bad-argument-type]
         filled.prepare_for_flow_run(FlowRun(id=UUID(int=1), flow_id=UUID(int=2), name="run", job_variables=variables))
         return filled.model_dump(mode="json")
 
@@ -312,7 +312,7 @@ def test_notifications_use_an_existing_block():
     with get_client(sync_client=True) as client:
         rules = {rule.name: rule for rule in client.read_automations()}
         assert set(names) <= rules.keys()
-        expected = {next(iter(rule.trigger.expect)) for name, rule in rules.items() if "tell when" in name}  # pyright: ignore[reportAttributeAccessIssue]
+        expected = {next(iter(rule.trigger.expect)) for name, rule in rules.items() if "tell when" in name}  # pyrefly: ignore[missing-attribute]
         states = {f"prefect.flow-run.{state}" for state in ("Completed", "GateRefused", "Failed", "Crashed")}
         assert expected == {*states, "clusterlora.champion.moved", "clusterlora.data.left", "clusterlora.drift"}
         for name in names[3:]:

@@ -42,7 +42,7 @@ PROVENANCE = Provenance(
 
 
 @pytest.fixture
-def stores(tmp_path) -> Stores:
+def stores(tmp_path: Path) -> Stores:
     studies = MemoryStudyStore()
     studies.create_study(prepared(Study(name="mission"), "float32"))
     studies.save_metadata("mission", PROVENANCE)

@@ -56,7 +56,7 @@ def titled(title: str) -> Figure:
 @pytest.mark.usefixtures("only_matplotlibs_fonts")
 def test_an_installed_font_draws_what_the_default_font_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     install(tmp_path, "Squares", "中文")
-    assert fonts_for("中") == ("Squares",)
+    assert fonts_for(["中"]) == ("Squares",)
     figures: list[Figure] = []
     write_png(lambda: figures.append(titled("people 中文")) or figures[-1], tmp_path / "picture.png")
     assert [figure.texts[0].get_fontfamily()[-1] for figure in figures] == ["sans-serif", "Squares"]

@@ -47,8 +47,8 @@ def by_hand(base: BaseModel, folder: Path, kind: str) -> Any:
     """Return the base with an adapter multiplied into its weights [d_in, d_out], as its kind is defined."""
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
     config = json.loads((folder / "adapter_config.json").read_text())
-    layer: Any
-    for name, layer in base.model.named_modules():
+    layers: dict[str, Any] = dict(base.model.named_modules())
+    for name, layer in layers.items():
         if f"{name}.ia3_l" in tensors:
             vector = tensors[f"{name}.ia3_l"].flatten()
             if name.endswith(SCALED):

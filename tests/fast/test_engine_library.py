@@ -59,7 +59,7 @@ def model(tiny_base_folder: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_base_folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tiny_base_folder)
+    return AutoTokenizer.from_pretrained(tiny_base_folder)  # pyrefly: ignore[bad-return]
 
 
 def dialogues(answer: str, n: int = 4) -> list[list[dict[str, str]]]:
@@ -77,7 +77,8 @@ def quiet(_progress: TrainingProgress) -> None:
 @pytest.fixture
 def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Callable[..., list[TrainingResult]]:
     def call(asked: list[AdapterJob], folder: str = "adapters", **options: Any) -> list[TrainingResult]:
-        return train_adapters(model, asked, tokenizer=tokenizer, **{"folder": tmp_path / folder, "progress": quiet, **options})
+        options = {"folder": tmp_path / folder, "progress": quiet, **options}
+        return train_adapters(model, asked, tokenizer=tokenizer, **options)
 
     return call
 
@@ -389,7 +390,7 @@ def wrong_jobs() -> dict[str, tuple[list[AdapterJob], type[Exception], str]]:
         "name": (jobs("../a"), BadSettings, r"adapter '\.\./a': use at most 128 letters"),
         "empty": ([AdapterJob("a", [])], BadSettings, "adapter 'a': it has no dialogues"),
         "rank": (jobs("a", recipe=Recipe(rank=0)), BadSettings, r"recipe\.rank = 0: use at least 1"),
-        "text": (jobs("a", recipe=Recipe(rank="8")), BadSettings, r"recipe\.rank = '8': use a whole number"),  # pyright: ignore[reportArgumentType]
+        "text": (jobs("a", recipe=Recipe(rank="8")), BadSettings, r"recipe\.rank = '8': use a whole number"),  # pyrefly: ignore[bad-argument-type]
         "kind": (
             jobs("a", recipe=Recipe(kind="qlora")),
             BadSettings,
@@ -402,7 +403,7 @@ def wrong_jobs() -> dict[str, tuple[list[AdapterJob], type[Exception], str]]:
         ),
         "patience": (jobs("a", recipe=Recipe(patience=1)), BadSettings, r"recipe\.patience = 1 needs val_dialogues"),
         "message": ([AdapterJob("a", [[{"role": "bot", "content": "x"}]])], BadData, r"adapter 'a', dialogue 0: message 0: .*'bot'"),
-        "text message": ([AdapterJob("a", ["hello"])], BadData, "adapter 'a', dialogue 0: message 0: 'h' is not"),  # pyright: ignore[reportArgumentType]
+        "text message": ([AdapterJob("a", ["hello"])], BadData, "adapter 'a', dialogue 0: message 0: 'h' is not"),  # pyrefly: ignore[bad-argument-type]
         "no answer": ([AdapterJob("a", [QUESTION])], BadData, "adapter 'a', dialogue 0: .*without an assistant turn"),
         "too long": ([AdapterJob("a", dialogues("x" * 4000))], BadData, "adapter 'a', dialogue 0: .* are more than model.max_length = 512"),
     }
@@ -496,7 +497,7 @@ def test_questions_that_cannot_be_answered_are_named(model: PreTrainedModel, tok
 
 
 def test_a_tokenizer_without_a_padding_token_is_not_changed(model: PreTrainedModel, tiny_base_folder: Path, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base_folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_base_folder)
     tokenizer.pad_token = None
     results = train_adapters(model, jobs("a", "bb"), tokenizer=tokenizer, folder=tmp_path, progress=quiet)
     assert all(generate(model, [QUESTION] * 2, adapters=results, tokenizer=tokenizer, max_new_tokens=2))

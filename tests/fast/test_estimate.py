@@ -51,7 +51,7 @@ def prepared(seven: Study, stores: Stores) -> StudyState:
 
 def n_answers(state: StudyState, split: str, *people: str) -> int:
     by_id = state.dataset.by_id()
-    return sum(turn.role == "assistant" for p in people for dialogue in by_id[p].of_split(split) for turn in dialogue.turns)  # pyright: ignore[reportArgumentType]
+    return sum(turn.role == "assistant" for p in people for dialogue in by_id[p].of_split(split) for turn in dialogue.turns)  # pyrefly: ignore[bad-argument-type]
 
 
 def judged(state: StudyState, *, training: float, answering: float) -> StudyState:

@@ -19,8 +19,9 @@ from clusterlora.pseudonyms import KEY_FILE, pseudonym
 from clusterlora.recipe import Recipe
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, ModelSettings, Study
 from clusterlora.stages.cluster import cluster_study
-from clusterlora.stages.forget import UNFINISHED, certificates, forget, read_certificate, what_to_forget
+from clusterlora.stages.forget import certificates, forget, read_certificate, what_to_forget
 from clusterlora.stages.forget_plan import Certificate
+from clusterlora.stages.forgotten import UNFINISHED
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.remaining import run_remaining
 from clusterlora.values import Clustering

@@ -30,7 +30,7 @@ MANY = 200
 @pytest.fixture(params=["some", pytest.param("many", marks=pytest.mark.all)])
 def fuzz(request: pytest.FixtureRequest) -> settings:
     """Return how a case is tried: as often as the profile says, or many times."""
-    return settings(max_examples=settings.default.max_examples if request.param == "some" else MANY)  # pyright: ignore[reportOptionalMemberAccess]
+    return settings(max_examples=settings.default.max_examples if request.param == "some" else MANY)  # pyrefly: ignore[missing-attribute]
 
 
 PEOPLE = ("ann", "bob")
@@ -189,7 +189,7 @@ def test_any_overrides_give_a_study_or_are_refused_in_one_line_per_problem(fuzz:
     @given(st.sampled_from([None, *PRESETS]), st.dictionaries(DOTTED, tree(NAMES), max_size=4))
     def case(preset: str | None, overrides: dict[str, Any]) -> None:
         study = outcome(lambda: resolve(preset, overrides=overrides))
-        assert study is None or from_mapping(as_mapping(study)) == study  # pyright: ignore[reportArgumentType]
+        assert study is None or from_mapping(as_mapping(study)) == study  # pyrefly: ignore[bad-argument-type]
 
     case()
 

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -301,7 +302,7 @@ def test_the_luck_of_the_ladder_is_that_of_the_gate_itself(monkeypatch: pytest.M
 
 
 def test_the_first_rung_is_judged_as_the_mission_says_and_later_ones_by_a_sign_test_at_their_share_of_the_luck():
-    def share(n_personas: int, rung: int, n_rungs: int = 4, **changes: float | None) -> float:
+    def share(n_personas: int, rung: int, n_rungs: int = 4, **changes: Any) -> float:
         return required_share(replace(GAINS_ONLY, **changes), n_personas=n_personas, rung=rung, n_rungs=n_rungs)
 
     assert share(16, 0) == 0.60

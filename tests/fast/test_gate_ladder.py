@@ -71,7 +71,7 @@ def state_with(gate: GateSettings, *verdicts: Verdict, measured: Ceiling | None 
         adapters=(),
         attempts=(),
         imported=None,
-        refinement=None,  # pyright: ignore[reportArgumentType]  (no refinement in these tests)
+        refinement=None,  # pyrefly: ignore[bad-argument-type]  (no refinement in these tests)
         provenance=None,
         power=None,
         ceiling=measured,

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ def sides(gain: float, *, n: int = 16, spread: float = 0.02, seed: int = 0) -> t
     return {p: scores + gain + spread * rng.normal() for p, scores in unified.items()}, unified
 
 
-def criteria(gain: float, of_group: float, settings: GateSettings = ASKED, **sample: float) -> dict[str, bool]:
-    candidate, group = sides(gain, **sample), sides(of_group, seed=1, **sample)  # pyright: ignore[reportArgumentType]
+def criteria(gain: float, of_group: float, settings: GateSettings = ASKED, **sample: Any) -> dict[str, bool]:
+    candidate, group = sides(gain, **sample), sides(of_group, seed=1, **sample)
     verdict = judge(*candidate, settings, rung="own", adapter="cluster-00", rng=RNG, random_group=group)
     return {criterion.name: criterion.passed for criterion in verdict.criteria}
 

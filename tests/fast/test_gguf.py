@@ -39,7 +39,7 @@ def write(
     """Write a model as llama.cpp does, with rows of queries and keys in its order."""
     folder.mkdir()
     config: Any = model.config
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_of)
     writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
     writer.add_name("tiny")
     writer.add_context_length(CONTEXT)
@@ -96,9 +96,9 @@ def test_a_whole_file_is_the_model_it_was_written_from_and_tells_its_positions(
     ],
 )
 def test_a_file_with_other_tensors_than_its_model_asks_for_is_refused_with_their_names(
-    written: dict[str, Sequence[str]], message: str, model: LlamaForCausalLM, tiny_base_folder: Path, tmp_path: Path, stores: Stores
+    written: dict[str, Any], message: str, model: LlamaForCausalLM, tiny_base_folder: Path, tmp_path: Path, stores: Stores
 ) -> None:
-    folder = write(tmp_path / "base", model, tiny_base_folder, **written)  # pyright: ignore[reportArgumentType]
+    folder = write(tmp_path / "base", model, tiny_base_folder, **written)
     with pytest.raises(ModelUnavailable, match=message):
         prepare_study(study(folder, write_rows(tmp_path / "people.jsonl", exchanges())), stores, SilentLog())
     assert not stores.studies.studies()

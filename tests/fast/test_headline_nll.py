@@ -51,7 +51,7 @@ def test_a_method_with_more_loss_than_a_uniform_guess_is_no_champion():
     assert not any(better.is_worse_than_floor(result) for result in better.methods)
     assert better.bar_start == 0, "a bar from the floor would be the shorter the worse"
     positions = [result.normalised for result in better.methods]
-    assert positions == sorted(positions, reverse=True)  # pyright: ignore[reportArgumentType]
+    assert positions == sorted(positions, reverse=True)  # pyrefly: ignore[no-matching-overload]
     assert "| floor | a uniform guess over the base model's tokens | 10.803 |" in markdown(better)
 
 

@@ -32,7 +32,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: Hub  # pyrefly: ignore[bad-override-mutable-attribute]
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *arguments: object) -> None: ...  # noqa: A002

@@ -38,7 +38,7 @@ def test_a_text_encoder_remembers_the_last_texts_and_gives_the_same_ids(monkeypa
     encoder = TextEncoder(tokenizer)
     assert encoder.encode(TEXTS) == encoder.encode(TEXTS) == at_once
     assert [encoder.encode([text])[0] for text in TEXTS] == at_once
-    remembered = encoder._ids_by_text  # pyright: ignore[reportPrivateUsage]
+    remembered = encoder._ids_by_text
     assert TEXTS[-1][0].text in remembered
     assert sum(map(len, remembered.values())) <= 2 * len(at_once[0])
 
@@ -46,7 +46,7 @@ def test_a_text_encoder_remembers_the_last_texts_and_gives_the_same_ids(monkeypa
 def test_a_text_encoder_that_shall_remember_nothing_does_not() -> None:
     encoder = TextEncoder(load_tokenizer(base_folder("homelm")), remember=False)
     assert encoder.encode(TEXTS) == encoder.encode(TEXTS)
-    assert encoder._ids_by_text == {}  # pyright: ignore[reportPrivateUsage]
+    assert encoder._ids_by_text == {}
 
 
 @pytest.mark.parametrize("n_people", [1, 2, 3])

@@ -145,7 +145,7 @@ def test_nothing_is_asked_twice_of_the_same_judge(tmp_path: Path):
     rows, _ = with_judge_scores(ROWS, "unified", CachedJudge(again, file), [])
     assert not again.asked
     assert [row.scores["judge"] for row in rows[5:]] == [1.0, 0.0, 0.5, 0.5, 0.5]
-    other.identity = "another"  # type: ignore[misc]
+    other.identity = "another"
     with_judge_scores(ROWS, "unified", CachedJudge(other, file), [])
     assert len(other.asked) == 8
 

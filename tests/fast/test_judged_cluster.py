@@ -1,6 +1,7 @@
 """Which cluster the gate judges, and what is said of it before anything is trained."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_a_small_cluster_near_the_median_gives_way_and_the_sentence_says_why() -
     assert "of those with at least 8, fewer being too few" in words((3, 3, 3, 3, 201), FREE)
 
 
-def with_sizes(study: Study, stores: Stores, sizes: tuple[int, ...], **changes: object) -> Study:
+def with_sizes(study: Study, stores: Stores, sizes: tuple[int, ...], **changes: Any) -> Study:
     """Prepare a study whose people are in clusters of these sizes."""
     study = replace(study, clustering=replace(study.clustering, k=None, sizes=None), **changes)
     ids = iter(prepare_study(study, stores, LOG).ids)

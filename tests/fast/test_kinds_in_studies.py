@@ -117,7 +117,7 @@ def greedy(model: Any, prompt: Sequence[int], end_ids: frozenset[int]) -> list[i
 
 def test_every_recipe_of_a_study_is_one_that_the_library_takes(seven: Study) -> None:
     assert list(problems(seven.recipe)) == list(problems(Recipe())) == []
-    assert list(problems(replace(Recipe(), dropout=1.0, schedule="steep"))) == [  # pyright: ignore[reportArgumentType]
+    assert list(problems(replace(Recipe(), dropout=1.0, schedule="steep"))) == [  # pyrefly: ignore[bad-argument-type]
         "recipe.dropout = 1.0: use at most 0.9",
         "recipe.schedule = 'steep': use 'linear' or 'cosine' or 'constant'",
     ]

@@ -159,7 +159,8 @@ def ratings(path: Path, of: Callable[[int, int], object], *, n_people: int = 4, 
 
 
 def settings(path: Path, **more: Any) -> DataSettings:
-    return DataSettings(**({"source": "table", "path": str(path), "task": "rating", "train": 4, "val": 2, "test": 2} | more))
+    given: dict[str, Any] = {"source": "table", "path": str(path), "task": "rating", "train": 4, "val": 2, "test": 2}
+    return DataSettings(**(given | more))
 
 
 def test_a_rating_may_be_a_number_of_the_file_and_is_one_however_it_is_written(tmp_path: Path):

@@ -368,7 +368,7 @@ def test_a_port_that_is_taken_between_check_and_start_is_given_up_for_another(
     first = Addresses(service_specs.free_port(), service_specs.free_port())
     port = first.prefect_port if server == "prefect-server" else first.mlflow_port
     services_state.ServicesState(first).save(private_files.make_folder(tmp_path / "stack"))
-    was_free, thieves, lines = local_services._is_free, list[ThreadingHTTPServer](), list[str]()  # pyright: ignore[reportPrivateUsage]
+    was_free, thieves, lines = local_services._is_free, list[ThreadingHTTPServer](), list[str]()
 
     def take_it(asked: int) -> bool:
         free = was_free(asked)
@@ -406,7 +406,7 @@ def test_a_server_is_not_up_while_another_program_answers_at_its_port(tmp_path: 
         Thread(target=other.serve_forever, daemon=True).start()
         server = service_specs.ServiceSpec("mlflow-server", SLEEP, os.environ, health=f"http://127.0.0.1:{other.server_port}/health")
         with pytest.raises(ServiceDown, match="mlflow-server did not answer within 1 s"):
-            local_services._wait(tmp_path, (server,), {"mlflow-server": process})  # pyright: ignore[reportPrivateUsage]
+            local_services._wait(tmp_path, (server,), {"mlflow-server": process})
         other.shutdown()
     processes.stop([process], patience_seconds=0)
 

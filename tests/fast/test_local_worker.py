@@ -115,10 +115,10 @@ def test_a_run_whose_former_process_is_ending_waits_and_keeps_no_other_back(monk
 
     async def offered() -> None:
         worker = LocalWorker(work_pool_name="gpu")
-        worker._limiter = anyio.CapacityLimiter(4)  # pyright: ignore[reportPrivateUsage]
+        worker._limiter = anyio.CapacityLimiter(4)
         worker.limiter.acquire_on_behalf_of_nowait("resumed")
         runs = [SimpleNamespace(flow_run=SimpleNamespace(id=name)) for name in ("resumed", "other")]
-        await worker._submit_scheduled_flow_runs(runs)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+        await worker._submit_scheduled_flow_runs(runs)  # pyrefly: ignore[bad-argument-type]
 
     monkeypatch.setattr(ProcessWorker, "_submit_scheduled_flow_runs", take)
     asyncio.run(offered())

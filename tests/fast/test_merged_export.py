@@ -104,7 +104,7 @@ def test_its_folder_answers_as_the_router_does_without_this_package(
         runpy.run_path("load.py", run_name="__main__")
     assert capsys.readouterr().out.strip() == answer["text"].strip()
     assert "clusterlora" not in full.command
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "full" / "merged" / full.adapters[0])
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "full" / "merged" / full.adapters[0])
     assert "Be brief." in tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
 
 

@@ -131,7 +131,7 @@ def test_every_setting_of_the_synthetic_home_is_read_back_in_every_tone(settings
     joined = "{} {}" if TONES[tone].bare else "the {} to {}"
     listed = " and ".join(joined.format(names.get(device, device), ", ".join(parts)) for device, parts in by_device.items())
     text = TONES[tone].frame.format(ack="Very well", address=", captain", settings=listed) + " Does that feel right?"
-    expected = {}
+    expected: dict[tuple[str, str], float | str] = {}
     for parameter, value in settings:
         device, name = parameter.split(".")
         word = ("armed" if value else "disarmed") if name == "armed" else str(value).lower().replace(" ", "_")

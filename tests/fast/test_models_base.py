@@ -41,7 +41,7 @@ def answer(base: BaseModel, *texts: str, context: str = "evening, weekend, after
     ids = list(PromptEncoder(base.tokenizer, max_length=512).encode_messages(turns))
     import torch
 
-    output = base.model.generate(input_ids=torch.tensor([ids]), max_new_tokens=64, do_sample=False)  # pyright: ignore[reportCallIssue]
+    output = base.model.generate(input_ids=torch.tensor([ids]), max_new_tokens=64, do_sample=False)  # pyrefly: ignore[not-callable]
     return str(base.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
 
 
@@ -60,7 +60,7 @@ def test_homelm_is_small_enough_to_ship() -> None:
 def test_a_dtype_is_honoured_and_an_unknown_one_refused() -> None:
     assert str(load_base("homelm", dtype="bfloat16").model.dtype) == "torch.bfloat16"
     with pytest.raises(BadSettings, match="float16"):
-        load_base("homelm", dtype="float16")  # pyright: ignore[reportArgumentType]
+        load_base("homelm", dtype="float16")  # pyrefly: ignore[bad-argument-type]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_many_dialogues_and_prompts_are_encoded_as_one_by_one(homelm: BaseModel)
 
 @pytest.mark.parametrize("text", ["Grüße aus Köln, 22 °C!", "日本語", "two  spaces, 37% and\na new line"])
 def test_homelm_reads_and_writes_any_text_unchanged(homelm: BaseModel, text: str) -> None:
-    assert homelm.tokenizer.decode(homelm.tokenizer(text)["input_ids"]) == text  # pyright: ignore[reportArgumentType]
+    assert homelm.tokenizer.decode(homelm.tokenizer(text)["input_ids"]) == text
 
 
 def test_a_local_folder_is_a_base_model_and_equal_weights_have_equal_revisions(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_corrupted_copy_of_minilm_is_refused(tmp_path: Path) -> None:
 def test_each_different_text_is_embedded_once_and_rows_keep_their_order(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "_AT_ONCE", at_once)
     model = LettersModel()
-    embedder = SentenceEmbedder("letters", "1", model)  # pyright: ignore[reportArgumentType]
+    embedder = SentenceEmbedder("letters", "1", model)  # pyrefly: ignore[bad-argument-type]
     np.testing.assert_array_equal(embedder.encode(["a", "bb", "a"]), [[1, 0], [0, 2], [1, 0]])
     np.testing.assert_array_equal(embedder.encode(["bb", "ab"]), [[0, 2], [1, 1]])
     assert model.asked == ["a", "bb", "ab"]
@@ -86,7 +86,7 @@ def test_each_different_text_is_embedded_once_and_rows_keep_their_order(at_once:
 def test_memory_is_bounded_and_forgets_what_was_asked_for_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "CACHE_SIZE", 2)
     model = LettersModel()
-    embedder = SentenceEmbedder("letters", "1", model)  # pyright: ignore[reportArgumentType]
+    embedder = SentenceEmbedder("letters", "1", model)  # pyrefly: ignore[bad-argument-type]
     assert embedder.encode(["a", "aa", "aaa"]).shape == (3, 2)
     embedder.encode(["aaa", "aa"])
     assert model.asked == ["a", "aa", "aaa"]
@@ -97,7 +97,7 @@ def test_memory_is_bounded_and_forgets_what_was_asked_for_longest_ago(monkeypatc
 def test_references_that_every_method_is_compared_with_stay_in_memory_beside_new_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "CACHE_SIZE", 6)
     model = LettersModel()
-    embedder = SentenceEmbedder("letters", "1", model)  # pyright: ignore[reportArgumentType]
+    embedder = SentenceEmbedder("letters", "1", model)  # pyrefly: ignore[bad-argument-type]
     references = ["a", "aa", "aaa"]
     for method in range(5):
         embedder.encode([*references, "b" * (method + 1), "b" * (method + 1) + "a"])
@@ -105,7 +105,7 @@ def test_references_that_every_method_is_compared_with_stay_in_memory_beside_new
 
 
 def test_no_texts_give_an_empty_array() -> None:
-    assert SentenceEmbedder("letters", "1", LettersModel()).encode([]).shape == (0, 2)  # pyright: ignore[reportArgumentType]
+    assert SentenceEmbedder("letters", "1", LettersModel()).encode([]).shape == (0, 2)  # pyrefly: ignore[bad-argument-type]
 
 
 def test_a_folder_is_an_embedding_model_unless_it_holds_a_pickle(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from clusterlora.metadata import ComparisonSummary
 from clusterlora.methods import METHODS, controls
 from clusterlora.methods.method import Method, StudyView, composition_of
 from clusterlora.planning.ladder import OWN, REFERENCE
-from clusterlora.planning.training_groups import TrainingGroup, gate_groups, remaining_groups
+from clusterlora.planning.training_groups import gate_groups, remaining_groups
 from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
+from clusterlora.requests import TrainingGroup
 from clusterlora.serving.export import export
 from clusterlora.settings import Rung, Study
 from clusterlora.stages.cluster import cluster_study
@@ -164,7 +166,7 @@ def test_two_methods_cannot_plan_different_adapters_of_one_name(seven: Study, st
         ({"scope": "person"}, "is for one person but learns from 2"),
     ],
 )
-def test_a_spec_whose_fields_disagree_is_refused(fields: dict[str, object], problem: str) -> None:
+def test_a_spec_whose_fields_disagree_is_refused(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(BadSettings, match=problem):
         replace(AdapterSpec(name="a", persona_ids=("p", "q"), recipe=Recipe()), **fields)
 
@@ -323,7 +325,7 @@ def test_the_claim_for_a_method_comes_from_the_entry_of_its_control(monkeypatch:
 
     def verdict(means: dict[str, float]) -> str:
         settings = {"headline": "rouge_l", "higher_is_better": {"rouge_l": True}, "draws": 200}
-        return compare_methods(rows(means), **settings, rng=np.random.default_rng(0)).sentence  # pyright: ignore[reportArgumentType]
+        return compare_methods(rows(means), **settings, rng=np.random.default_rng(0)).sentence
 
     assert "and because everybody is answered by themselves: hybrid beats neighbours in pairs" in verdict(means)
     assert "that this is because everybody is answered by themselves is not shown" in verdict(means | {"pairs": 0.6})

@@ -26,7 +26,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.requests import PermutationRequest
 from clusterlora.results.null_rate import rate_of, write_null_rate
 from clusterlora.settings import DataSettings, GateSettings, Study
-from clusterlora.stages.compare import _summary as summary_of  # pyright: ignore[reportPrivateUsage]
+from clusterlora.stages.compare import _summary as summary_of
 from clusterlora.stages.compare import compare_study
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
 from tests.fixtures.comparison import compared, evaluation

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ class Counting:
 
 def spoken(name: str, *turns: str, split: str = "train") -> Dialogue:
     roles = ("user", "assistant") * len(turns)
-    return Dialogue(name, tuple(Turn(role, text) for role, text in zip(roles, turns, strict=False)), (("time", "late_evening"),), split)  # pyright: ignore[reportArgumentType]
+    return Dialogue(name, tuple(Turn(role, text) for role, text in zip(roles, turns, strict=False)), (("time", "late_evening"),), split)  # pyrefly: ignore[bad-argument-type]
 
 
 @cache
@@ -166,7 +167,7 @@ def test_too_few_people_or_no_val_dialogues_are_refused():
         measure(people, Clustering("given", (("a", "b"),)), WordsEmbedder(), Counting())
 
 
-def a_signal(**changes: object) -> PersonaSignal:
+def a_signal(**changes: Any) -> PersonaSignal:
     hidden = Recognition(accuracy=0.03, low=0.02, high=0.04, chance=0.025, n_classes=40)
     clear = Recognition(accuracy=0.3, low=0.2, high=0.4, chance=0.025, n_classes=40)
     cluster = Recognition(accuracy=0.6, low=0.5, high=0.7, chance=0.3, n_classes=5)
@@ -182,7 +183,7 @@ def a_signal(**changes: object) -> PersonaSignal:
         distance_within=0.5,
         distance_between=0.6,
     )
-    return replace(measured, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(measured, **changes)
 
 
 def test_the_verdict_follows_from_the_numbers():

@@ -135,7 +135,7 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
 def test_nobody_keeps_others_from_starting_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    machine_folder = local_services._machine_folder  # pyright: ignore[reportPrivateUsage]
+    machine_folder = local_services._machine_folder
     assert machine_folder(tmp_path) == tmp_path / "runtime" / "clusterlora"
     (tmp_path / "taken").touch()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "taken"))

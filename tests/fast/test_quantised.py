@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from accelerate import dispatch_model
+from accelerate import dispatch_model  # pyrefly: ignore[implicit-reexport]
 from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -57,7 +57,7 @@ def folder_of(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     def save(name: str) -> Path:
         tiny, folder = NEW[name], tmp_path / "base"
         monkeypatch.setitem(TINY, name, tiny)
-        tokenizer = AutoTokenizer.from_pretrained(tiny_base_folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(tiny_base_folder)
         ids = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
         config = getattr(transformers, f"{tiny.architecture}Config")(vocab_size=len(tokenizer) + 8, **ids, **tiny.config)
         with torch.random.fork_rng():
@@ -220,7 +220,7 @@ def test_a_model_of_the_callers_is_used_quantised_as_it_was_loaded_and_is_afterw
 def test_an_answer_in_int8_does_not_depend_on_who_else_is_in_the_batch(folder_of: Callable[[str], Path]) -> None:
     base = load_base(str(folder_of("gpt_neox, quantised")), quantisation="int8")
     # bitsandbytes leaves columns out of its rounding that are large in any row.
-    base.model.get_input_embeddings().weight[7] *= 200  # pyright: ignore[reportIndexIssue, reportOperatorIssue]
+    base.model.get_input_embeddings().weight[7] *= 200  # pyrefly: ignore[bad-index, unsupported-operation]
     plain, loud = asked()[0], Question((7,) * 9, 0, (7, 7))
     alone, (beside, _) = replies(base, [], [plain]), replies(base, [], [plain, loud])
     assert beside.nll == pytest.approx(alone[0].nll, rel=1e-5)

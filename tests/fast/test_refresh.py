@@ -214,7 +214,7 @@ def test_a_file_without_news_is_refused_and_an_interrupted_refresh_is_ended_firs
 
 
 def dialogue(name: str, question: str, answer: str, split: str | None = None) -> Dialogue:
-    return Dialogue(name, (Turn("user", question), Turn("assistant", answer)), split=split)  # pyright: ignore[reportArgumentType]
+    return Dialogue(name, (Turn("user", question), Turn("assistant", answer)), split=split)  # pyrefly: ignore[bad-argument-type]
 
 
 QUESTIONS = ("dim the lamp", "open some window", "wake me early", "play soft music", "lock every door", "heat up our kitchen", "feed a cat")
@@ -379,7 +379,8 @@ def test_who_talks_otherwise_by_now_has_drifted_though_most_that_they_said_is_as
         return regroup(Dataset(tuple(people)), "responses", members, Sources(Words()), news=news, rng=np.random.default_rng(0))
 
     last = tuple(map(str, range(30, 40)))
-    for news in (dict.fromkeys(old, last), {"a": last[5:]}, {}):
+    cases: tuple[dict[str, tuple[str, ...]], ...] = (dict.fromkeys(old, last), {"a": last[5:]}, {})
+    for news in cases:
         drifted = found(news)
         assert drifted.moved == (("a", 0, 1), ("b", 0, 1)), "whether it is new to the champion or not"
         assert drifted.changed == {"a": frozenset(last), "b": frozenset(last)}

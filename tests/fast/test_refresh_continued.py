@@ -158,7 +158,7 @@ def test_what_people_said_before_they_changed_is_neither_learnt_nor_asked_from_t
     study, stores = grouped_wrongly
     prepare_study(study, stores, LOG)
     whole = stores.studies.dataset(study.name).by_id()["persona_000"]
-    news = set(dict(read_state(study.name, stores).news.dialogues)["persona_000"])  # pyright: ignore[reportOptionalMemberAccess]
+    news = set(dict(read_state(study.name, stores).news.dialogues)["persona_000"])  # pyrefly: ignore[missing-attribute]
     old = tuple(sorted(d.id for d in whole.dialogues if d.id not in news))
     clustering = stores.studies.clustering("small")
     assert clustering is not None

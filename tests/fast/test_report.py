@@ -19,7 +19,7 @@ from clusterlora.report.markup import data_block, html_table, text
 from clusterlora.report.page import page
 from clusterlora.report.palette import mark
 from clusterlora.report.sections import clusters, signal
-from clusterlora.results.report import _examples  # pyright: ignore[reportPrivateUsage]
+from clusterlora.results.report import _examples
 from clusterlora.values import EvaluationRow
 
 ALL_PANELS = [
@@ -177,8 +177,8 @@ def test_the_map_shows_every_persona_sizes_and_quality(report_data: ReportData, 
     assert clustering is not None
     figure = compose_map(clustering, "a $tudy$")
     (axes,) = figure.axes
-    assert [len(drawn.get_offsets()) for drawn in axes.collections] == [4, 4, 4]  # pyright: ignore[reportArgumentType]
-    words = " ".join(found.get_text() for found in figure.findobj(Text))  # pyright: ignore[reportAttributeAccessIssue]
+    assert [len(drawn.get_offsets()) for drawn in axes.collections] == [4, 4, 4]  # pyrefly: ignore[bad-argument-type]
+    words = " ".join(found.get_text() for found in figure.findobj(Text))
     assert all(word in words for word in ("a $tudy$", "2 (4)", "silhouette 0.12", "ari seeds 0.31"))
     draw_map(clustering, tmp_path / "figures" / "clusters.png", "a $tudy$")
     assert re.match(rb"\x89PNG", (tmp_path / "figures" / "clusters.png").read_bytes())

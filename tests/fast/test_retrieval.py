@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,9 +47,9 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[AnswerRequest]:
     asked: list[AnswerRequest] = []
 
     class Recording(Answerer):
-        def answer(self, requests: Sequence[AnswerRequest], *args: object, **kwargs: object):
+        def answer(self, requests: Sequence[AnswerRequest], *args: Any, **kwargs: Any):
             asked.extend(requests)
-            return super().answer(requests, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+            return super().answer(requests, *args, **kwargs)
 
     monkeypatch.setattr(evaluating, "Answerer", Recording)
     return asked
@@ -70,7 +71,7 @@ def marked(dataset: Dataset) -> Dataset:
     )
 
 
-def begun(study: Study, stores: Stores, *methods: str, **retrieval: object) -> Study:
+def begun(study: Study, stores: Stores, *methods: str, **retrieval: Any) -> Study:
     """Return a clustered study with marked answers and these methods."""
     study = replace(study, name="shown", methods=("unified", *methods), retrieval=replace(SMALL, **retrieval))
     stores.studies.create_study(prepared(study, "float32"))
@@ -100,7 +101,7 @@ def test_a_prompt_shows_train_exchanges_of_its_source_and_never_one_of_val_or_te
     answers = [turn.text for _, turns in shown for turn in turns if turn.role == "assistant"]
     assert answers
     assert all(answer.endswith(" train") for answer in answers)
-    mates = {p: ids for ids in state_of(study, stores).clustering.members for p in ids}  # pyright: ignore[reportOptionalMemberAccess]
+    mates = {p: ids for ids in state_of(study, stores).clustering.members for p in ids}  # pyrefly: ignore[missing-attribute]
     sources = {(item.persona_id, turn.text.split()[-2]) for item, turns in shown for turn in turns if turn.role == "assistant"}
     assert all(source in mates[p] for p, source in sources)
     assert any(p != source for p, source in sources), "the cluster is a source as well"
@@ -218,7 +219,7 @@ def test_a_study_whose_adapters_learn_with_exchanges_runs(seven: Study, stores: 
 
 
 def test_whole_exchanges_are_dropped_the_farthest_first_until_the_prompt_fits(tiny_base_folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base_folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_base_folder)
     index = ExchangeIndex([Exchange(f"light {'on ' * n}", f"answer {n}") for n in range(5)], "bm25")
     turns = (Turn("system", "Be brief."), Turn("user", "light"))
     shown = with_shots(turns, index, 5)
@@ -258,7 +259,7 @@ def test_a_registered_table_holds_the_exchanges_that_its_prompts_may_show_once(s
     run_rest(study, stores)
     state = state_of(study, stores)
     table = routing_table(state, plan_of(study, stores), "retrieval", stores)
-    assert table["mates"] == {p: ids for ids in state.clustering.members for p in ids}  # pyright: ignore[reportOptionalMemberAccess]
+    assert table["mates"] == {p: ids for ids in state.clustering.members for p in ids}  # pyrefly: ignore[missing-attribute]
     assert table["exchanges"] == {p.id: exchanges(p) for p in state.dataset.personas}
     composition = next(iter(table["personas"].values()))
     assert (composition.shots, composition.ranking, composition.shots_from) == (2, "bm25", "cluster")

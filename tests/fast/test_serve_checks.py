@@ -107,7 +107,7 @@ class Bytes:
 
 @given(st.text(alphabet="ab \nЖ🙂", max_size=30), st.lists(st.text(alphabet="ab Ж", min_size=1, max_size=3), max_size=3))
 def test_what_is_sent_piece_by_piece_is_the_whole_answer(text: str, stop: list[str]) -> None:
-    answer, pieces = AnswerText(Bytes(), stop), []  # pyright: ignore[reportArgumentType]
+    answer, pieces = AnswerText(Bytes(), stop), []  # pyrefly: ignore[bad-argument-type]
     for token in text.encode():
         pieces.append(answer.add([token]))
         assert answer.text.startswith("".join(pieces)), "what was sent cannot be taken back"
@@ -115,7 +115,7 @@ def test_what_is_sent_piece_by_piece_is_the_whole_answer(text: str, stop: list[s
     cuts = [text.index(one) for one in stop if one in text]
     assert "".join(pieces) == answer.text == text[: min(cuts, default=len(text))].strip()
     assert answer.is_stopped == bool(cuts)
-    at_once = AnswerText(Bytes(), stop)  # pyright: ignore[reportArgumentType]
+    at_once = AnswerText(Bytes(), stop)  # pyrefly: ignore[bad-argument-type]
     assert at_once.add(text.encode()) + at_once.rest() == answer.text
     assert at_once.n_tokens == answer.n_tokens
 

@@ -57,7 +57,7 @@ def test_services_started_with_up_stay_up_when_a_study_ends(home: Path, order: s
             study.does("up", user="study one")
         person.does("up")
         if order == "again":
-            processes.stop([local_services.status(home).running["prefect-server"]], patience_seconds=0)  # pyright: ignore[reportOptionalMemberAccess]
+            processes.stop([local_services.status(home).running["prefect-server"]], patience_seconds=0)  # pyrefly: ignore[missing-attribute]
         if order != "beside":
             assert study.does("up", user="study one")[0] == (["prefect-server"] if order == "again" else [])
         assert study.does("release") == ([], [])
@@ -128,7 +128,7 @@ def test_workers_that_another_study_uses_are_not_stopped(home: Path) -> None:
 def test_the_number_of_workers_asked_for_holds_until_the_services_are_stopped(home: Path) -> None:
     with shells(home, 2) as (person, study):
         person.does("up", workers=2)
-        processes.stop([local_services.status(home).running["worker-gpu-1"]], patience_seconds=0)  # pyright: ignore[reportOptionalMemberAccess]
+        processes.stop([local_services.status(home).running["worker-gpu-1"]], patience_seconds=0)  # pyrefly: ignore[missing-attribute]
         assert study.does("up", user="study one")[0] == ["worker-gpu-1"]
         local_services.down(home)
         assert study.does("up", user="study one")[0] == SERVERS
@@ -149,7 +149,7 @@ def test_a_failed_start_registers_no_user_and_stops_nothing(home: Path, monkeypa
 def test_down_stops_everything_and_stopped_processes_do_not_count_as_dead(home: Path) -> None:
     with shells(home, 1) as (one,):
         one.does("up", user="study one")
-        processes.stop([local_services.status(home).running["prefect-server"]], patience_seconds=0)  # pyright: ignore[reportOptionalMemberAccess]
+        processes.stop([local_services.status(home).running["prefect-server"]], patience_seconds=0)  # pyrefly: ignore[missing-attribute]
         assert local_services.dead_processes(home) == ("prefect-server",)
         assert not local_services.was_stopped(home)
         assert set(local_services.down(home)) == {"mlflow-server", "worker-gpu-0"}

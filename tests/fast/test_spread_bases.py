@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import dispatch_model
+from accelerate import dispatch_model  # pyrefly: ignore[implicit-reexport]
 
 from clusterlora.adapters.cache_key import settings_in_keys
 from clusterlora.config import parse_setting, resolve
@@ -60,7 +60,7 @@ def spread(base: BaseModel) -> BaseModel:
     layers = {f"model.layers.{i}": "cpu" if i < n_here else ELSEWHERE for i in range(model.config.num_hidden_layers)}
     rest = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": ELSEWHERE, "lm_head": "cpu"}
     here: Any = "cpu"  # a device would be taken for another one than the CPU
-    dispatched = dispatch_model(model, {**layers, **rest}, main_device=here, skip_keys=model._skip_keys_device_placement)
+    dispatched: Any = dispatch_model(model, {**layers, **rest}, main_device=here, skip_keys=model._skip_keys_device_placement)
     return replace(base, model=dispatched)
 
 
@@ -134,7 +134,7 @@ def test_without_several_gpus_a_base_that_may_be_spread_is_on_one_device(tiny_ba
         assert len(devices_of(base.model)) == 1
     assert base.revision == load_base(str(tiny_base_folder)).revision
     with pytest.raises(BadSettings, match="device_map 'balanced' is not supported; use none or auto"):
-        load_base(str(tiny_base_folder), device_map="balanced")  # pyright: ignore[reportArgumentType]
+        load_base(str(tiny_base_folder), device_map="balanced")  # pyrefly: ignore[bad-argument-type]
 
 
 def test_layers_that_would_be_computed_from_the_cpu_or_the_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

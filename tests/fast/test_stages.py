@@ -324,7 +324,7 @@ def test_a_cache_key_covers_what_decides_the_weights_and_nothing_else(study: Stu
     cluster_study(study.name, stores, LOG)
     keys = plan_of(study, stores).keys
 
-    def with_recipe(**changes: float) -> dict[str, str]:
+    def with_recipe(**changes: Any) -> dict[str, str]:
         return plan_of(replace(study, recipe=replace(study.recipe, **changes)), stores).keys
 
     assert with_recipe(learning_rate=1e-3)["unified"] != keys["unified"]

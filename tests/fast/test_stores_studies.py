@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,10 +68,10 @@ def people(text: str = "hello") -> Dataset:
     return Dataset((Persona("z", None, dialogues), Persona("../../x", "a 'person'", dialogues), Persona("\u00e9", "", dialogues)))
 
 
-def trained(key: str = "0123abcd", name: str = "cluster-00", **changes: object) -> TrainedAdapter:
+def trained(key: str = "0123abcd", name: str = "cluster-00", **changes: Any) -> TrainedAdapter:
     spec = AdapterSpec(name=name, persona_ids=("z", "../../x"), recipe=Recipe(rank=4), init_from="unified")
     adapter = TrainedAdapter(key, name, spec, 12, 3_000_000_000, 1.5, 2.5, 1.25, 5_000_000_000, "run", "runs:/run/adapter")
-    return replace(adapter, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(adapter, **changes)
 
 
 def answer(item: str = "i0", *, stack: str = "s0", text: str = "fine", **scores: float) -> Answer:

@@ -14,8 +14,9 @@ from clusterlora.errors import BadSettings
 from clusterlora.ports.stores import Stores
 from clusterlora.results.study_diff import study_diff
 from clusterlora.settings import Study
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Dataset, EvaluationRow
-from tests.fixtures.stages import LOG, plan_of, prepare_study, run, state_of, study_of_five, train_named
+from tests.fixtures.stages import LOG, plan_of, run, state_of, study_of_five, train_named
 from tests.fixtures.studies import memory_stores
 
 
@@ -88,7 +89,7 @@ def test_settings_data_and_adapters_are_told_apart(five: tuple[Study, Stores]) -
     study, stores = five
     other = replace(study, name="other", methods=("unified",), evaluation=replace(study.evaluation, max_new_tokens=6))
     prepare_study(other, stores, LOG)
-    stores.studies.save_clustering("other", state_of(study, stores).clustering)  # pyright: ignore[reportArgumentType]
+    stores.studies.save_clustering("other", state_of(study, stores).clustering)  # pyrefly: ignore[bad-argument-type]
     train_named(other, stores, ("unified",))
     found = study_diff("tried", "other", stores)
     assert {one.name for one in found.settings} == {"methods", "evaluation.max_new_tokens"}

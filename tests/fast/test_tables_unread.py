@@ -105,7 +105,7 @@ def test_a_key_that_stands_twice_is_refused_wherever_it_is(tmp_path: Path) -> No
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
 def test_a_table_saved_with_other_separators_is_told_in_one_line(separator: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / "people.csv"
-    path.write_text(separator.join(("persona_id", "prompt", "response")) + "\n" + separator.join("abc") + "\n", encoding="utf-8")
+    path.write_text(separator.join(("persona_id", "prompt", "response")) + "\n" + separator.join(("a", "b", "c")) + "\n", encoding="utf-8")
     with pytest.raises(BadData, match=f"people.csv: csv: its columns are separated by {name}; save the table with commas"):
         load(settings(path))
 

@@ -45,7 +45,7 @@ def crowd(seven: Study, stores: Stores) -> StudyState:
 
     many = Dataset(tuple(like(number) for number in range(N_PEOPLE)))
     clusters = replace(state.settings.clustering, sizes=None, k=2)
-    settings = replace(state.settings, data=replace(state.settings.data, **counts), clustering=clusters)
+    settings = replace(state.settings, data=replace(state.settings.data, **counts), clustering=clusters)  # pyrefly: ignore[bad-argument-type]
     return replace(
         state, settings=settings, data=many, probe=PROBE, n_workers=2, seconds=(("prepare", "all", 20.0), ("probe", "all", 40.0))
     )

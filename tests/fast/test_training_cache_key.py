@@ -41,7 +41,7 @@ def test_a_quantised_base_changes_the_key_of_everything_that_is_trained_on_it() 
 
 def test_the_cache_keys_of_every_kind_of_adapter_are_those_of_studies_that_are_stored() -> None:
     people = Dataset((persona("ann"), persona("bob")))
-    assert cache_keys(SPECS, people, base_revision="base", model=PreparedModel(dtype="auto")) == {  # pyright: ignore[reportArgumentType]
+    assert cache_keys(SPECS, people, base_revision="base", model=PreparedModel(dtype="auto")) == {  # pyrefly: ignore[bad-argument-type]
         "unified": "9e4df6f24d3d3866",
         "warm": "6c9fd81c0ab6f15f",
         "residual": "8329d4f18fbef9a1",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,8 +36,8 @@ def jobs(base: BaseModel, folder: Path) -> list[TrainingJob]:
     ]
 
 
-def with_recipe(old: TrainingJob, *, val: tuple[object, ...], **more: object) -> TrainingJob:
-    return replace(old, recipe=replace(HASTY, **more), val=val)  # pyright: ignore[reportArgumentType]
+def with_recipe(old: TrainingJob, *, val: tuple[Any, ...], **more: Any) -> TrainingJob:
+    return replace(old, recipe=replace(HASTY, **more), val=val)
 
 
 @pytest.mark.whole
@@ -103,7 +104,7 @@ def test_patience_counts_epochs_since_the_lowest_loss() -> None:
 
 def test_val_dialogues_are_in_the_cache_key_of_adapters_with_early_stopping_only() -> None:
     def dataset(val: str) -> Dataset:
-        dialogues = [Dialogue(s, (Turn("user", "on"), Turn("assistant", text)), split=s) for s, text in (("train", "On."), ("val", val))]  # pyright: ignore[reportArgumentType]
+        dialogues = [Dialogue(s, (Turn("user", "on"), Turn("assistant", text)), split=s) for s, text in (("train", "On."), ("val", val))]
         return Dataset((Persona("ann", None, tuple(dialogues)),))
 
     def key(val: str, patience: int | None) -> str:

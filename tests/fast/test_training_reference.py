@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_every_dialogue_is_seen_once_per_epoch_in_an_order_that_only_seed_and_ep
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_the_learning_rate_warms_up_to_its_peak_and_never_exceeds_it(schedule: str) -> None:
+def test_the_learning_rate_warms_up_to_its_peak_and_never_exceeds_it(schedule: Literal["linear", "cosine", "constant"]) -> None:
     recipe = replace(RECIPE, schedule=schedule, warmup_ratio=0.1, learning_rate=1.0)
     rates = [learning_rate(recipe, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,9 +68,9 @@ def test_worker_threads_do_not_change_the_result(tiny_base_folder: Path, tmp_pat
     seen: set[str] = set()
     share = passes.Passes._run_shard
 
-    def watched(self: passes.Passes, *arguments: object, **named: object) -> object:
+    def watched(self: passes.Passes, *arguments: Any, **named: Any) -> object:
         seen.add(threading.current_thread().name)
-        return share(self, *arguments, **named)  # pyright: ignore[reportArgumentType]
+        return share(self, *arguments, **named)
 
     monkeypatch.setattr(passes.Passes, "_run_shard", watched)
     shared = trained(base, tmp_path / "shared", "abcde")
@@ -89,9 +90,9 @@ def test_an_adapter_in_bfloat16_equals_itself_trained_alone_within_rounding(
     alone: list[int] = []
     begin = SingleSlotLora.__init__
 
-    def counted(self: SingleSlotLora, *arguments: object) -> None:
+    def counted(self: SingleSlotLora, *arguments: Any) -> None:
         alone.append(1)
-        begin(self, *arguments)  # pyright: ignore[reportArgumentType]
+        begin(self, *arguments)
 
     monkeypatch.setattr(SingleSlotLora, "__init__", counted)
     gentle = replace(RECIPE, learning_rate=5e-4)

@@ -24,7 +24,7 @@ from clusterlora.planning.tuning import chosen, in_turn, left, round_people, rou
 from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.progress.work import remaining_work, train_tokens
 from clusterlora.recipe import Recipe, problems
-from clusterlora.results.report import _of_first_seed  # pyright: ignore[reportPrivateUsage]
+from clusterlora.results.report import _of_first_seed
 from clusterlora.results.tuning import cost_sentence, tuning_sentence
 from clusterlora.settings import ClusteringSettings, Study, prepared
 from clusterlora.values import AdapterSpec, Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Split, TrainedAdapter, Turn, Verdict

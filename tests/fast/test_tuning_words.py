@@ -13,7 +13,7 @@ from clusterlora.planning.tuning import with_step
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timeline import phases
 from clusterlora.progress.work import remaining_work
-from clusterlora.results.report import _settings as settings_of  # pyright: ignore[reportPrivateUsage]
+from clusterlora.results.report import _settings as settings_of
 from clusterlora.results.tuning import cost_sentence, trial_rows, tuning_markdown, tuning_sentence
 from clusterlora.settings import ClusteringSettings, Rung, Study
 from clusterlora.values import Attempt, Criterion, Verdict

@@ -161,7 +161,7 @@ def test_nothing_is_looked_at_while_a_refresh_is_under_way(
 
     def looked(hours: int = 0) -> str:
         monkeypatch.setattr("tasks.watch.time.time", lambda: NOW + hours * 3600)
-        return watch(request, return_state=True).message or ""
+        return watch(request, return_state=True).message or ""  # pyrefly: ignore[no-matching-overload]
 
     with get_client(sync_client=True) as client:
         asked = client.create_flow_run(refresh, parameters={"request": {"study_name": "small", "path": path}}, state=Scheduled())
@@ -169,7 +169,7 @@ def test_nothing_is_looked_at_while_a_refresh_is_under_way(
         other = client.create_flow_run(begun_by_hand, state=Running(), tags=[study_tag("smaller.r1"), study_tag("small.r1.r1")])
         for run in (asked, by_hand):
             assert looked().startswith(f"{path}: not looked at while {run.name} is under way")
-            assert (refresh(request, return_state=True).message or "").startswith(f"nothing is done while {run.name} is under way")
+            assert (refresh(request, return_state=True).message or "").startswith(f"nothing is done while {run.name} is under way")  # pyrefly: ignore[no-matching-overload]
             client.set_flow_run_state(run.id, Cancelled(), force=True)
         assert not told
         for hours, ending in enumerate(("small.r1", "asked for 2 times", "asked for 3 times")):

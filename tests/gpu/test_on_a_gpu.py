@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[cuda_graphs.CudaGraph]:
     graphs: list[cuda_graphs.CudaGraph] = []
     original = cuda_graphs.CudaGraph.__init__
 
-    def remember(self: cuda_graphs.CudaGraph, *arguments: object) -> None:
-        original(self, *arguments)  # pyright: ignore[reportArgumentType]
+    def remember(self: cuda_graphs.CudaGraph, *arguments: Any) -> None:
+        original(self, *arguments)
         graphs.append(self)
 
     monkeypatch.setattr(cuda_graphs.CudaGraph, "__init__", remember)
@@ -63,7 +64,7 @@ def apart(one: TrainingResult, other: TrainingResult) -> float:
 def test_trainings_with_cuda_graphs_equal_peft_alone_in_float64(
     base64: BaseModel, tmp_path: Path, captured: list[cuda_graphs.CudaGraph]
 ) -> None:
-    base64.model.to("cuda")  # pyright: ignore[reportArgumentType]
+    base64.model.to("cuda")  # pyrefly: ignore[bad-argument-type]
     ours = train(base64, jobs(base64, tmp_path / "ours", 5))
     theirs = reference.train(base64, jobs(base64, tmp_path / "theirs", 5), micro_batch=2, run_log=SilentLog())
     assert bool(captured) == (backends.decoder_of(base64.model) is not None)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ print(json.dumps([estimate.base + 4 * estimate.adapter + estimate.one_pass, resi
 def folder(tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a base of 70 MB."""
     target = tmp_path_factory.mktemp("base")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base_folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_base_folder)
     config = LlamaConfig(
         vocab_size=2000,
         hidden_size=256,

@@ -50,7 +50,7 @@ def finished(base: Path, data: Path, stores: Stores) -> Study:
     cluster_study(study.name, stores, LOG)
     run_remaining(study.name, stores, LOG)
     rows = tuple(json.loads(line) for line in data.read_text().splitlines() if LEAVES in line)
-    refused = assign(AssignmentRequest(study_name=study.name, rows=rows), return_state=True)
+    refused = assign(AssignmentRequest(study_name=study.name, rows=rows), return_state=True)  # pyrefly: ignore[no-matching-overload]
     assert refused.is_failed(), "who is in the study is nobody new: states, logs and events have the reason with the id"
     compare(study.name)
     return study

@@ -67,6 +67,6 @@ def cross_entropy_(logits: Float[Tensor, "n V"], targets: Int[Tensor, " n"], wei
             logits.stride(0),
             n_vocabulary,
             BLOCK=min(_BLOCK, triton.next_power_of_2(n_vocabulary)),
-            num_warps=_N_WARPS,  # pyright: ignore[reportCallIssue]
+            num_warps=_N_WARPS,
         )
     return nll

@@ -95,7 +95,7 @@ def gated(gate: Float[Tensor, "N f"], up: Float[Tensor, "N f"], activation: str)
             up.stride(0),
             KIND=_KIND_BY_ACTIVATION[activation],
             BLOCK=block,
-            num_warps=n_warps,  # pyright: ignore[reportCallIssue]
+            num_warps=n_warps,
         )
     return product
 
@@ -125,7 +125,7 @@ def gated_backward(
             up.stride(0),
             KIND=_KIND_BY_ACTIVATION[activation],
             BLOCK=block,
-            num_warps=n_warps,  # pyright: ignore[reportCallIssue]
+            num_warps=n_warps,
         )
     return out
 

@@ -8,9 +8,6 @@ two programs write the same number. Four launches do what a fused linear takes o
 Source: Chen et al. 2023, Punica (arXiv 2310.18547), and Sheng et al. 2023, S-LoRA (arXiv 2311.03285), for inference; here for training.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingParameterType=false
-# pyright: reportUnknownParameterType=false, reportUntypedFunctionDecorator=false, reportArgumentType=false, reportCallIssue=false
-
 import os
 from dataclasses import dataclass
 
@@ -67,8 +64,8 @@ def layout(*, d_in: int, ranks: list[int], d_outs: list[int], offsets: list[int]
             layers.append((*of_layer, 0, column // unit))
             blocks += [(*of_layer, number, column // unit) for number in range(triton.cdiv(d_out, COLUMNS))]
         first += rank
-    numbers = (torch.tensor(part, dtype=torch.int32, device=device).view(-1, _BY_COLUMNS) for part in (layers, blocks))
-    return Layout(d_in, first, max(ranks), *numbers, unit)
+    of_layers, of_blocks = (torch.tensor(part, dtype=torch.int32, device=device).view(-1, _BY_COLUMNS) for part in (layers, blocks))
+    return Layout(d_in, first, max(ranks), of_layers, of_blocks, unit)
 
 
 @dataclass(frozen=True, slots=True)

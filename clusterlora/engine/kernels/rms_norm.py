@@ -153,7 +153,7 @@ def rms_norm_backward(
             ROWS=rows,
             BLOCK=block,
             HAS_ADD=add is not None,
-            num_warps=n_warps,  # pyright: ignore[reportCallIssue]
+            num_warps=n_warps,
         )
     return dx
 
@@ -179,7 +179,7 @@ def _forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, tot
             BLOCK=block,
             HAS_RESIDUAL=residual is not None,
             WIDE_WEIGHT=wide_weight,
-            num_warps=n_warps,  # pyright: ignore[reportCallIssue]
+            num_warps=n_warps,
         )
     return inverse
 

@@ -127,7 +127,7 @@ def rope_(x: Float[Tensor, "N h e"], cos: Float[Tensor, "N w"], sin: Float[Tenso
             HALF=half,
             HEADS=heads,
             PAIRS=triton.next_power_of_2(half),
-            num_warps=n_warps,  # pyright: ignore[reportCallIssue]
+            num_warps=n_warps,
         )
 
 
@@ -176,7 +176,7 @@ def rope_backward_packed(
             HEADS=heads,
             PAIRS=triton.next_power_of_2(half) if half else 1,
             REST=triton.next_power_of_2(width - 2 * half) if width > 2 * half else 0,
-            num_warps=n_warps,  # pyright: ignore[reportCallIssue]
+            num_warps=n_warps,
         )
     return out
 

@@ -114,7 +114,7 @@ def slot_adamw(
             second.stride(0),
             n,
             BLOCK=_BLOCK,
-            num_warps=_N_WARPS,  # pyright: ignore[reportCallIssue]
+            num_warps=_N_WARPS,
         )
 
 
@@ -135,7 +135,7 @@ def row_norms(gradients: Float[Tensor, "K n"], slots: Int[Tensor, " s"]) -> Floa
             n,
             BLOCK=_NORM_BLOCK,
             N_BLOCKS=_BLOCKS_PER_PARTIAL,
-            num_warps=_NORM_WARPS,  # pyright: ignore[reportCallIssue]
+            num_warps=_NORM_WARPS,
         )
-        _norms_kernel[(len(slots),)](partial, norms, n_partials, BLOCK=1024, num_warps=4)  # pyright: ignore[reportCallIssue]
+        _norms_kernel[(len(slots),)](partial, norms, n_partials, BLOCK=1024, num_warps=4)
     return norms

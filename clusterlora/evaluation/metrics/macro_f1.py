@@ -19,7 +19,7 @@ def macro_f1(
     from sklearn.metrics import f1_score  # imported late: it takes a second
 
     # The stubs take words alone for `zero_division`.
-    score = f1_score(list(references), list(answers), average="macro", sample_weight=weights, zero_division=0.0)  # pyright: ignore[reportArgumentType]
+    score = f1_score(list(references), list(answers), average="macro", sample_weight=weights, zero_division=0.0)  # pyrefly: ignore[bad-argument-type]
     return float(score)
 
 

@@ -42,7 +42,7 @@ def half_written(stores: Stores) -> tuple[str, ...]:
 
 
 def _opens(file: Path) -> bool:
-    with safe_open(file, "pt") as tensors:  # pyright: ignore[reportArgumentType]
+    with safe_open(file, "pt") as tensors:
         return all(tensors.get_tensor(name) is not None for name in tensors.keys())  # noqa: SIM118  (safetensors is no mapping)
 
 

@@ -43,7 +43,7 @@ def take_ports() -> None:
     """Take each port of a server at the moment at which it was found free."""
     from deployments import local_services
 
-    real = local_services._is_free  # pyright: ignore[reportPrivateUsage]
+    real = local_services._is_free
 
     def is_free(port: int) -> bool:
         free = real(port)
@@ -51,4 +51,4 @@ def take_ports() -> None:
             _stolen.append(socket.create_server(("127.0.0.1", port)))
         return free
 
-    local_services._is_free = is_free  # pyright: ignore[reportPrivateUsage]
+    local_services._is_free = is_free
