@@ -25,7 +25,8 @@ class RouterModel(PythonModel):
 
         self._router = Router.load(Path(context.artifacts["routes"]), Path(context.artifacts["adapters"]))
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002
+    # MLflow makes a signature of a type, even of Any, and there is one already.
+    def predict(self, context: PythonModelContext, model_input, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002  # pyrefly: ignore[implicit-any-parameter]
         """Return one answer per row of a DataFrame or list."""
         requests = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
         return self._router.answer(requests)
