@@ -24,7 +24,7 @@ from clusterlora.settings import DataSettings
 # How long they take depends on what is asked for.
 pytestmark = [pytest.mark.timeout(0)]
 
-MANY = 200
+MANY = 100
 
 
 @pytest.fixture(params=["some", pytest.param("many", marks=pytest.mark.all)])

@@ -87,7 +87,7 @@ def train_all(base: BaseModel, folder: Path, frozen: Path) -> list[TrainingResul
     """Train one adapter alone and one on top of a frozen one."""
     if not frozen.exists():
         write_frozen(base, frozen)
-    alone, on_top = jobs(base, folder, 2, recipe=RECIPE, n_dialogues=3)
+    alone, on_top = jobs(base, folder, 2, recipe=RECIPE, n_dialogues=2)
     return train(base, [alone, replace(on_top, frozen_adapter=frozen)])
 
 
