@@ -83,7 +83,7 @@ def _step(
     tries: tuple[tuple[str, tuple[int, ...], tuple[str, ...]], ...],
 ) -> TrialStep:
     done = chosen(tuning)
-    unified = METHODS[REFERENCE].plan(study_view(study, clustering, OWN, imported, done, dataset.ids)).adapters[0]
+    unified = METHODS[REFERENCE].plan(study_view(study, clustering, imported, done, dataset.ids)).adapters[0]
     trials: list[Trial] = []
     for method, numbers, people in tries:
         there = set(people)
@@ -93,7 +93,7 @@ def _step(
         round_number = len(tuning.rounds(method)) + 1
         for number in sorted(numbers):
             recipes: Mapping[str, TrialRecipe] = {**done, method: tuning.recipes[number]}
-            plan = METHODS[method].plan(study_view(study, among, OWN, imported, recipes, persona_ids))
+            plan = METHODS[method].plan(study_view(study, among, imported, recipes, persona_ids))
             start = _start(plan, unified, tuning)
             adapters = [
                 start
@@ -130,7 +130,7 @@ def recipe_tried(state: StudyState, method: str, number: int) -> Recipe:
     assert state.tuning is not None, f"study {state.name} tunes nothing"
     first = state.dataset.ids[:1]
     recipes = {**chosen(state.tuning), method: state.tuning.recipes[number]}
-    view = study_view(state.settings, Clustering("", (first,)), OWN, state.imported or NOTHING_IMPORTED, recipes, first)
+    view = study_view(state.settings, Clustering("", (first,)), state.imported or NOTHING_IMPORTED, recipes, first)
     return METHODS[method].plan(view).adapters[-1].recipe
 
 

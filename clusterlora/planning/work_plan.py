@@ -112,15 +112,13 @@ def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
 def study_view(
     study: PreparedStudy,
     clustering: Clustering,
-    rung: Rung,
     imported: ImportedAdapters,
     recipes: Mapping[str, TrialRecipe],
     persona_ids: tuple[str, ...],
 ) -> StudyView:
-    """Return what methods may depend on; `recipes` are those that were chosen for methods, which else have the study's own."""
+    """Return what methods may depend on; `recipes` are those that are tried or were chosen for methods, which else have the study's own."""
     of_clusters = recipes.get(GATED, TrialRecipe(study.recipe, study.cluster_init))
-    own, init = of_clusters.recipe, rung.init or of_clusters.init
-    own = replace(own, learning_rate=rung.learning_rate or own.learning_rate, epochs=rung.epochs or own.epochs)
+    own, init = of_clusters.recipe, of_clusters.init
     if init == "unified":
         # What goes on from an adapter has its form.
         start = recipes[REFERENCE].recipe if REFERENCE in recipes else study.recipe
@@ -139,6 +137,21 @@ def study_view(
     )
 
 
+def recipes_on(rung: Rung, study: PreparedStudy, recipes: Mapping[str, TrialRecipe]) -> Mapping[str, TrialRecipe]:
+    """Return the recipes with the one that a rung tries for `cluster`.
+
+    The gate's ladder is a tuning of that method alone: its rungs are trials, one after another, and the gate's verdict on val stands in
+    place of their val loss.
+    """
+    if rung == OWN:
+        return recipes
+    before = recipes.get(GATED, TrialRecipe(study.recipe, study.cluster_init))
+    recipe = replace(
+        before.recipe, learning_rate=rung.learning_rate or before.recipe.learning_rate, epochs=rung.epochs or before.recipe.epochs
+    )
+    return {**recipes, GATED: TrialRecipe(recipe, rung.init or before.init)}
+
+
 def forget_plans() -> None:
     """Drop the plans that this process keeps, with the data that they are of: they are made again when they are needed."""
     _work_plan.cache_clear()
@@ -155,7 +168,7 @@ def _work_plan(
     recipes: tuple[tuple[str, TrialRecipe], ...],
     goes_on: Continuation | None = None,
 ) -> WorkPlan:
-    view = study_view(study, clustering, rung, imported, dict(recipes), dataset.ids)
+    view = study_view(study, clustering, imported, recipes_on(rung, study, dict(recipes)), dataset.ids)
     if goes_on is not None:
         view = replace(view, start=goes_on.start)
     names = (*study.methods, REFERENCE) if GATED in study.methods and REFERENCE not in study.methods else study.methods
