@@ -40,7 +40,7 @@ test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, 
 test: $(INSTALLED)  ## what shows that the installation works: those, tests of seconds, and whole studies on real servers, 12 minutes
 	$(PYTEST) -m "$(TIERS)"
 
-test-all:  ## every test: those, and browsers, other hosts, PostgreSQL, broken services, less than 30 minutes
+test-all:  ## every test: those, and browsers, other hosts, PostgreSQL, broken services, less than 20 minutes
 	$(MAKE) test TIERS="fast or whole or all"
 
 # Other kernels add in another order, and so do two threads: what passes here because of a last digit fails on somebody's machine. These
