@@ -1,6 +1,6 @@
 """The backend that answers with many adapters on one base: the written-out decoder where there is one, else the transformers model.
 
-Adapters that the decoder cannot add are answered with apart, so that they slow down no others.
+Adapters that the decoder cannot add answer apart from all others, so that they slow down none.
 """
 
 import logging
@@ -45,8 +45,8 @@ def inference_backend(base: BaseModel, weights: Sequence[Weights], *, n_resident
 
     Args:
         weights: where not all are in memory, read again whenever one is asked for.
-        n_resident: adapters that are in memory at once, more only if rows of a pass ask for more; by default all. Of bases that are not
-            written out, and of prefixes and kinds that PEFT alone can add, all are.
+        n_resident: adapters that are in memory at once, more only if rows of a pass ask for more; by default all. On bases that are not
+            written out all are, and so are those beside prefixes or kinds that PEFT alone can add.
 
     Raises:
         BadData: one belongs to another base.
@@ -55,7 +55,8 @@ def inference_backend(base: BaseModel, weights: Sequence[Weights], *, n_resident
     for slot, adapter in enumerate(weights, start=1):
         if adapter.peft_folder is not None or adapter.prefix is not None:
             apart[slot] = adapter
-        names |= adapter.factors.keys()
+        else:
+            names |= adapter.factors.keys()
     if any(adapter.prefix is not None for adapter in apart.values()):
         refuse_spread_prefix(base.model)
     n_folders = sum(adapter.peft_folder is not None for adapter in apart.values())
@@ -96,7 +97,11 @@ class _TransformersInference:
     def __init__(self, base: BaseModel, weights: Sequence[Weights]) -> None:
         self._base = base
         self._stacked = StackedModel(base.model)
-        self._stacked.load(weights)
+        try:
+            self._stacked.load(weights)
+        except BaseException:
+            self._stacked.close()
+            raise
 
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
         """See `InferenceBackend`."""
@@ -162,8 +167,8 @@ class _DividedInference:
             with closing(_TransformersInference(self._base, stacked)) as backend:
                 yield backend
         else:
-            with _added(self._base, way):
-                yield _TransformersInference(self._base, [])
+            with _added(self._base, way), closing(_TransformersInference(self._base, [])) as backend:
+                yield backend
 
     def close(self) -> None:
         """Do nothing: the model is as it was after each reply."""

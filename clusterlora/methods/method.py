@@ -21,7 +21,7 @@ class StudyView:
     `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
     `others` are the plans of the study's other methods, controls aside, for methods that choose among them. `imported` are the adapters
     that were trained elsewhere and brought into the study. `retrieval` says what prompts may show. `tuned` are the recipes that
-    `study run --tune` has chosen, by method; `cluster_recipe` is that of `cluster`. `start` is what a refresh goes on from.
+    are tried or were chosen, by method; `cluster_recipe` is that of `cluster`. `start` is what a refresh goes on from.
     """
 
     persona_ids: tuple[str, ...]

@@ -167,6 +167,7 @@ def test_questions_to_adapters_of_all_kinds_are_answered_in_one_call_as_each_alo
     assert len({round(replies[slot].nll, 6) for slot in range(len(weights) + 1)}) == len(weights) + 1, "as many models as slots"
     again = {reply.number: reply for reply in backend.reply(questions, max_new_tokens=5, batch_size=8)}
     assert again == replies, "what PEFT added is gone again"
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in base64.model.modules()), "hooks of answers are left"
 
 
 def test_the_scale_of_rank_stabilised_lora_falls_with_the_root_of_the_rank() -> None:

@@ -14,7 +14,7 @@ from clusterlora.errors import BadData, BadSettings
 from clusterlora.gate.ceiling import Ceiling, ceiling
 from clusterlora.gate.power import Power, gate_power, measured_power
 from clusterlora.gate.report import markdown
-from clusterlora.metadata import ComparisonSummary, Decision
+from clusterlora.metadata import ComparisonSummary, Decision, TrialRecipe
 from clusterlora.planning.decisions import decide
 from clusterlora.planning.ladder import (
     OWN,
@@ -27,6 +27,7 @@ from clusterlora.planning.ladder import (
     worth_trying,
 )
 from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.work_plan import recipes_on
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timeline import next_step, phases
@@ -97,6 +98,17 @@ def test_a_threshold_above_the_ceiling_is_told_with_its_numbers_and_the_fix():
         assert words in sentence
     assert REACHED.out_of_reach(GateSettings()) == {}
     assert GateSettings().worst_persona is None, "off unless asked for"
+
+
+def test_a_rung_is_one_more_recipe_for_clusters_alone():
+    study = prepared(Study(name="ladder", cluster_init="base"), dtype="float32")
+    others = {"unified": TrialRecipe(replace(study.recipe, rank=2), "base")}
+    assert recipes_on(OWN, study, others) == others
+    lower = Rung(name="lower-lr", learning_rate=1e-5, init="unified")
+    assert recipes_on(lower, study, others) == {**others, "cluster": TrialRecipe(replace(study.recipe, learning_rate=1e-5), "unified")}
+    tuned = {"cluster": TrialRecipe(replace(study.recipe, epochs=7), "unified")}
+    assert recipes_on(lower, study, tuned)["cluster"] == TrialRecipe(replace(study.recipe, learning_rate=1e-5, epochs=7), "unified")
+    assert recipes_on(Rung(name="longer", epochs=9), study, {})["cluster"] == TrialRecipe(replace(study.recipe, epochs=9), "base")
 
 
 def test_no_rung_is_run_that_cannot_mend_what_failed():
