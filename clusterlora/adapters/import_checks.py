@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from clusterlora.adapters.weights import weight_files
 from clusterlora.engine.base import BaseModel
+from clusterlora.engine.peft_folder import remove_adapters
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.errors import BadData, ClusterLoraError, printable
 from clusterlora.json_text import RepeatedKey, parsed
@@ -175,16 +176,6 @@ def _configured_rank(config: Mapping[str, Any], layer: str) -> tuple[str, int]:
     return (f"rank_pattern[{key!r}]", by_pattern[key]) if key in by_pattern else ("r", config["r"])
 
 
-def _remove_adapters(model: nn.Module) -> None:
-    """Restore the layers of a model whose adapter PEFT has added in part."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
-
-
 def _check_base(folder: Path, config: Mapping[str, Any], base: BaseModel) -> None:
     """Raise BadData if the folder names another base. Only the last part of a path or hub id counts: folders move."""
     named = config.get("base_model_name_or_path")
@@ -216,10 +207,10 @@ def _compare_with_peft(folder: Path, config: Mapping[str, Any], base: BaseModel,
     try:
         peft_model = PeftModel(base.model, LoraConfig.from_pretrained(str(folder))).eval()
     except ValueError as problem:
-        _remove_adapters(base.model)
+        remove_adapters(base.model)
         raise _does_not_fit(folder, config, base, problem) from problem
     except Exception:
-        _remove_adapters(base.model)
+        remove_adapters(base.model)
         raise
     try:
         tensors = load_file(folder / "adapter_model.safetensors")

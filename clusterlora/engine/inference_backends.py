@@ -19,7 +19,8 @@ from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.engine.families import decoder_of
 from clusterlora.engine.generation import Question, Reply, generate, reference_nll
 from clusterlora.engine.kinds import kind_of
-from clusterlora.engine.memory import BatchSize
+from clusterlora.engine.memory import BatchSize, is_allocation_failure
+from clusterlora.engine.peft_folder import remove_adapters
 from clusterlora.engine.placement import refuse_spread_prefix
 from clusterlora.engine.stacked import StackedModel, Weights
 from clusterlora.errors import BadData
@@ -182,6 +183,9 @@ def _added(base: BaseModel, folder: Path) -> Generator[None]:
     try:
         adapted = PeftModel.from_pretrained(base.model, str(folder))
     except (ValueError, RuntimeError) as error:
+        remove_adapters(base.model)
+        if is_allocation_failure(error):
+            raise
         raise BadData(f"adapter {folder.name} does not fit {base.name}: {str(error).splitlines()[0]}") from error
     try:
         adapted.eval()

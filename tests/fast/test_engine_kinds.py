@@ -184,10 +184,19 @@ def test_a_folder_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path: 
 
 @pytest.mark.whole
 def test_an_adapter_that_peft_cannot_add_to_this_base_is_refused(
-    base64: BaseModel, job: Callable[[str], TrainingJob], deep_base: Path
+    base64: BaseModel, job: Callable[[str], TrainingJob], deep_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = trained(base64, job("ia3")).folder
     other = load_base(str(deep_base))
     backend = inference_backend(other, [read_weights(folder)])
+    layers = {name: type(layer) for name, layer in other.model.named_modules()}
     with pytest.raises(BadData, match="does not fit"):
+        list(backend.reply([Question((3, 4), 1, ())], max_new_tokens=1, batch_size=1))
+    assert {name: type(layer) for name, layer in other.model.named_modules()} == layers, "what PEFT added in part is gone"
+
+    def exhausted(*_arguments: object) -> PeftModel:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
         list(backend.reply([Question((3, 4), 1, ())], max_new_tokens=1, batch_size=1))
