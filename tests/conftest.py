@@ -5,6 +5,7 @@ hosts, a browser, PostgreSQL, broken services, minutes. A test's tier is its fol
 dearer one. What only a GPU can show, in `tests/gpu`, belongs to none of them.
 """
 
+import atexit
 import gc
 import logging
 import os
@@ -74,11 +75,8 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    # Libraries in C count what is left when the process ends.
-    gc.unfreeze()
+        # Libraries in C count what is left when the process ends; before that, pytest's own collections would take seconds.
+        atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(tryfirst=True)
