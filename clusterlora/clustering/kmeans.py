@@ -2,10 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 _MAX_ROUNDS = 50
 
@@ -99,16 +104,24 @@ def _smallest_first(
 ) -> tuple[Int[np.ndarray, " persona"], Float[np.ndarray, "cluster direction"]]:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
 
     # Threads meet after every pass over the points, and spin meanwhile: beside other processes two take eight times as long as one.
-    with warnings.catch_warnings(), threadpool_limits(1):
+    with warnings.catch_warnings(), _thread_pools().limit(limits=1):
         # A bootstrap sample can have fewer distinct points than k, which leaves clusters empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = KMeans(k, n_init=10, random_state=seed).fit(features)
     labels = np.asarray(fitted.labels_)
     order = _order(labels, k)
     return np.argsort(order)[labels], np.asarray(fitted.cluster_centers_)[order]
+
+
+@cache
+def _thread_pools() -> "ThreadpoolController":
+    """Return the pools of threads that KMeans computes with. To find them takes as long as a small KMeans."""
+    import sklearn.cluster  # noqa: F401  only what is loaded is found
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _numbered(labels: Int[np.ndarray, " persona"], k: int) -> Int[np.ndarray, " persona"]:

@@ -136,4 +136,7 @@ def _n_parts(length: int) -> int:
 
 def _parts(words: WordSet, n_parts: int) -> tuple[int, ...]:
     """Return the hash of each part of a set."""
-    return tuple(hash((k, *(word for word in words if word % n_parts == k))) for k in range(n_parts))
+    parts: list[list[int]] = [[] for _ in range(n_parts)]
+    for word in words:
+        parts[word % n_parts].append(word)
+    return tuple(hash((k, *part)) for k, part in enumerate(parts))
