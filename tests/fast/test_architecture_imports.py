@@ -1,8 +1,11 @@
 """The import contracts of pyproject.toml hold, and every module is imported by another."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
+import pytest
 from importlinter import cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -36,3 +39,20 @@ def test_every_module_is_used_by_another() -> None:
         if not graph.find_modules_that_directly_import(module) and not module.startswith(ENTRY_POINTS)
     ]
     assert not orphans, f"nothing imports {', '.join(orphans)}; enter it in its catalog, or delete it"
+
+
+@pytest.mark.whole  # a process of its own imports PyTorch
+def test_the_engine_imports_nothing_of_a_study(tiny_base_folder: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from clusterlora.engine import AdapterJob, Recipe, generate, train_adapters
+dialogue = [{{"role": "user", "content": "hi"}}, {{"role": "assistant", "content": "hello"}}]
+results = train_adapters({str(tiny_base_folder)!r}, [AdapterJob("a", [dialogue], Recipe(rank=2, epochs=1))], folder={str(tmp_path)!r})
+generate({str(tiny_base_folder)!r}, [dialogue[:1]], adapters=results, max_new_tokens=1)
+parts = {{"clusterlora." + part for part in ("config", "data", "methods", "planning", "stages", "stores", "wiring")}}
+services = ("prefect", "mlflow", "sqlalchemy", "alembic", "pydantic")
+loaded = {{name for name in sys.modules if name in parts or name.split(".")[0] in services}}
+sys.exit(repr(sorted(loaded)) if loaded else 0)
+"""
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr

@@ -4,8 +4,6 @@ import copy
 import json
 import logging
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -502,23 +500,6 @@ def test_a_tokenizer_without_a_padding_token_is_not_changed(model: PreTrainedMod
     results = train_adapters(model, jobs("a", "bb"), tokenizer=tokenizer, folder=tmp_path, progress=quiet)
     assert all(generate(model, [QUESTION] * 2, adapters=results, tokenizer=tokenizer, max_new_tokens=2))
     assert tokenizer.pad_token is None
-
-
-@pytest.mark.whole  # a process of its own imports PyTorch
-def test_nothing_of_a_study_is_imported(tiny_base_folder: Path, tmp_path: Path) -> None:
-    script = f"""
-import sys
-from clusterlora.engine import AdapterJob, Recipe, generate, train_adapters
-dialogue = [{{"role": "user", "content": "hi"}}, {{"role": "assistant", "content": "hello"}}]
-results = train_adapters({str(tiny_base_folder)!r}, [AdapterJob("a", [dialogue], Recipe(rank=2, epochs=1))], folder={str(tmp_path)!r})
-generate({str(tiny_base_folder)!r}, [dialogue[:1]], adapters=results, max_new_tokens=1)
-parts = {{"clusterlora." + part for part in ("config", "data", "methods", "planning", "stages", "stores", "wiring")}}
-services = ("prefect", "mlflow", "sqlalchemy", "alembic", "pydantic")
-loaded = {{name for name in sys.modules if name in parts or name.split(".")[0] in services}}
-sys.exit(repr(sorted(loaded)) if loaded else 0)
-"""
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
 
 
 def test_the_public_names_are_those_that_are_exported() -> None:

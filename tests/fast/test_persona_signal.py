@@ -92,7 +92,6 @@ def test_data_sets_are_ranked_by_their_planted_personal_share(seed: int):
 
 
 @pytest.mark.whole
-@pytest.mark.numeric
 def test_without_anything_personal_people_are_recognised_as_often_as_by_chance():
     hits = [planted(0.0, 0.0, seed).persona_beyond_prompts for seed in (101, 102, 103)]
     assert sum(hit.low <= hit.chance <= hit.high for hit in hits) >= 2
@@ -290,7 +289,6 @@ def test_the_table_holds_every_number():
 
 
 @pytest.mark.whole
-@pytest.mark.numeric
 def test_dialogues_shuffled_between_personas_carry_no_persona_signal():
     synthetic = SyntheticSettings(cluster_sizes=(6, 12, 6, 8, 8), dialogues=20, seed=105)
     dataset = load(DataSettings(source="synthetic", train=12, val=6, test=2, synthetic=synthetic))
