@@ -10,17 +10,28 @@ from clusterlora.data.near_sets import NearSets, WordNumbers
 from clusterlora.data.words import is_character, words
 from clusterlora.values import Dialogue
 
+_SHORT = 500
+"""Characters of a text up to which it is short: that of most turns."""
+
 
 def normalised_text(dialogue: Dialogue) -> str:
     """Return the normalised words that user and assistant said; the system turn may be the same for everybody."""
     return normalize(" ".join(turn.text for turn in dialogue.turns if turn.role != "system"))
 
 
-@lru_cache(maxsize=4096)
 def normalize(text: str) -> str:
     """Return the case-folded words of a text, separated by single spaces; of a text without words, its characters."""
+    return _normalized_short(text) if len(text) <= _SHORT else _normalized_long(text)
+
+
+def _normalized(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(words(plain)) or plain.strip()
+
+
+# Data is gone through some twenty times. Of short texts all are kept, in 65 MB at the most; of long ones, those of a few people.
+_normalized_short = lru_cache(maxsize=2**16)(_normalized)
+_normalized_long = lru_cache(maxsize=2**12)(_normalized)
 
 
 def pieces(text: str) -> list[str]:

@@ -79,8 +79,11 @@ def _patterns(marks: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 @cache
 def _marks() -> str:
-    """Return the characters that belong to the letter before them: accents, vowel signs, tone marks; no variation of a symbol."""
-    marks = (chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+    """Return the characters that belong to the letter before them: accents, vowel signs, tone marks; no variation of a symbol.
+
+    All are in the first two planes of Unicode: of those after them, which take ten times as long, only variations of symbols are marks.
+    """
+    marks = (chr(code) for code in range(0x20000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
     return "".join(mark for mark in marks if "VARIATION SELECTOR" not in unicodedata.name(mark, "")) + _JOINERS
 
 

@@ -94,3 +94,8 @@ def test_metrics_of_words_tell_chinese_answers_apart() -> None:
         train=TrainResponses([Persona("a", None, train)]),
     )
     assert METRICS["copy_rate"].score(copied).tolist() == [1, 0]
+
+
+def test_no_mark_of_a_letter_is_beyond_the_planes_that_are_searched() -> None:
+    beyond = [chr(code) for code in range(0x20000, 0x110000) if unicodedata.category(chr(code)) in ("Mn", "Mc")]
+    assert [mark for mark in beyond if "VARIATION SELECTOR" not in unicodedata.name(mark)] == []
