@@ -21,17 +21,17 @@ def normalised_text(dialogue: Dialogue) -> str:
 
 def normalize(text: str) -> str:
     """Return the case-folded words of a text, separated by single spaces; of a text without words, its characters."""
-    return _normalized_short(text) if len(text) <= _SHORT else _normalized_long(text)
+    return _normalised_short(text) if len(text) <= _SHORT else _normalised_long(text)
 
 
-def _normalized(text: str) -> str:
+def _normalised(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(words(plain)) or plain.strip()
 
 
 # Data is gone through some twenty times. Of short texts all are kept, in 65 MB at the most; of long ones, those of a few people.
-_normalized_short = lru_cache(maxsize=2**16)(_normalized)
-_normalized_long = lru_cache(maxsize=2**12)(_normalized)
+_normalised_short = lru_cache(maxsize=2**16)(_normalised)
+_normalised_long = lru_cache(maxsize=2**12)(_normalised)
 
 
 def pieces(text: str) -> list[str]:
