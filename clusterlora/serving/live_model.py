@@ -109,7 +109,7 @@ class Served:
         self.n_tokens = model.max_length + loaded.router.table.max_new_tokens
         """Tokens of the longest prompt and its answer together."""
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encoding")
-        self._n_slots, self._max_waiting, self._n_encoding, self._counting = n_slots, max_waiting, 0, threading.Lock()
+        self._n_encoding, self._counting = 0, threading.Lock()
         try:
             batch = continuous_batch(loaded.router.backend, n_rows=n_slots, n_tokens=self.n_tokens)
         except (RuntimeError, MemoryError) as problem:
@@ -126,12 +126,11 @@ class Served:
         """Let the encoding thread call `Router.prepare`.
 
         Raises:
-            Busy: more requests are encoded, or wait for a slot, than there are free slots and places in the queue.
+            Busy: as many requests are encoded, wait and run as there are slots and places in the queue.
             Closed: the model has been closed.
         """
         with self._counting:
-            n_places = self._max_waiting + self._n_slots - self.scheduler.n_running
-            if self._n_encoding + self.scheduler.n_waiting >= n_places:
+            if self._n_encoding + self.scheduler.n_unanswered >= self.scheduler.capacity:
                 raise Busy
             try:
                 prepared = self._encoding.submit(self.router.prepare, request)

@@ -28,7 +28,8 @@ class Scheduler:
 
     def __init__(self, batch: ContinuousBatch, *, max_waiting: int) -> None:
         self._batch = batch
-        self._max_waiting = max_waiting
+        self.capacity = batch.n_free + max_waiting
+        """Most requests that are taken and not yet answered: those in the batch, which is empty here, and those that wait."""
         self._waiting: deque[Admission] = deque()
         self._deliver: dict[int, Deliver] = {}
         self._cancelled: list[int] = []
@@ -45,6 +46,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def n_unanswered(self) -> int:
+        """Requests that were taken and have not ended: those that wait, join or run."""
+        return len(self._deliver)
+
+    @property
     def n_running(self) -> int:
         """Requests that are being answered."""
         return self._batch.n_running
@@ -59,7 +65,8 @@ class Scheduler:
         with self._changed:
             if self.is_closing:
                 raise Closed
-            if len(self._waiting) >= self._max_waiting:
+            # Not by those that wait: one that was taken a moment ago does, though a slot is free for it.
+            if self.n_unanswered >= self.capacity:
                 raise Busy
             number, self._next_number = self._next_number, self._next_number + 1
             self._waiting.append(Admission(number, question, limit))

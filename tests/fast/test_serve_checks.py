@@ -16,7 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterlora.engine.continuous_batch import Admission, Tokens
 from clusterlora.engine.decode_batch import DecodeBatch, DecodeRow
+from clusterlora.engine.generation import Question
 from clusterlora.engine.sampling import Sampler, Sampling
 from clusterlora.errors import BadSettings
 from clusterlora.ports.stores import Stores
@@ -27,6 +29,7 @@ from clusterlora.serving.keys import load_or_create_keys
 from clusterlora.serving.live_model import LiveModel
 from clusterlora.serving.origin_check import refusal_reason
 from clusterlora.serving.refusal import Refusal
+from clusterlora.serving.scheduler import Busy, Scheduler
 from clusterlora.serving.server import ServerSettings, listen
 from clusterlora.settings import Study
 from tests.fixtures.serving import KEY, StudySource, never_end, running
@@ -232,6 +235,55 @@ def test_no_more_than_so_many_requests_wait(seven: Study, finished_stores: Store
             refused = httpx.post(f"http://127.0.0.1:{server.port}/v1/chat/completions", json=BODY, headers=client.headers, timeout=60)
             is_refused.set()
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")
+
+
+class OneSlow:
+    """A batch of one question, which joins when it is told to."""
+
+    def __init__(self) -> None:
+        self.may_join, self.running = Event(), list[int]()
+
+    @property
+    def n_running(self) -> int:
+        return len(self.running)
+
+    @property
+    def n_free(self) -> int:
+        return 1 - self.n_running
+
+    def admit(self, admissions: Sequence[Admission]) -> list[Tokens]:
+        assert self.may_join.wait(60)
+        self.running += [admission.number for admission in admissions]
+        return []
+
+    def step(self) -> list[Tokens]:
+        ended, self.running = self.running, []
+        return [Tokens(number, (), "stop") for number in ended]
+
+    def cancel(self, number: int) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+def test_a_request_for_which_a_slot_is_free_takes_no_place_in_the_queue() -> None:
+    batch, answered = OneSlow(), list[Tokens | Exception]()
+    scheduler = Scheduler(batch, max_waiting=1)
+
+    def submit() -> int:
+        return scheduler.submit(Question((1, 2), 0, ()), limit=1, deliver=answered.append)
+
+    # The first is still in the queue, or joins, which is neither waiting nor running.
+    submit()
+    submit()
+    with pytest.raises(Busy):
+        submit()
+    while scheduler.n_waiting > 1:
+        time.sleep(0.001)
+    with pytest.raises(Busy):
+        submit()
+    batch.may_join.set()
+    scheduler.close()
+    assert answered == [Tokens(0, (), "stop"), Tokens(1, (), "stop")]
 
 
 @pytest.mark.whole
